@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Unix sockets that daemons listen on.
+
+package api
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/fault"
+)
+
+// Listen makes a Unix socket at path, for network "unix" or "unixpacket". It
+// makes the folder where it is missing, replaces a socket that nobody listens
+// on, and refuses one that somebody does, and any other file. The socket never
+// has more permissions than mode, which no umask narrows. Closing the listener
+// removes the socket.
+//
+// Two processes that replace the same dead socket at once are kept apart by
+// their PidFile, not by Listen.
+func Listen(path, network string, mode fs.FileMode) (*net.UnixListener, error) {
+	if err := CheckSocketPath(path); err != nil {
+		return nil, err
+	}
+	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := removeStale(path, network); err != nil {
+		return nil, err
+	}
+	l, err := bind(path, network, mode)
+	if err != nil {
+		return nil, err
+	}
+	// The umask may have taken away from mode what owners of a group need.
+	if err := os.Chmod(path, mode.Perm()); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// bind makes the socket with the permissions mode minus the umask.
+func bind(path, network string, mode fs.FileMode) (*net.UnixListener, error) {
+	config := net.ListenConfig{
+		// bind(2) gives the socket's file the mode of the socket itself.
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			if cerr := raw.Control(func(fd uintptr) {
+				err = os.NewSyscallError("fchmod", unix.Fchmod(int(fd), uint32(mode.Perm())))
+			}); cerr != nil {
+				return cerr
+			}
+			return err
+		},
+	}
+	l, err := config.Listen(context.Background(), network, path)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		l.Close()
+		return nil, fault.Errorf(fault.Unsupported, "", "", "%s: network %q is no Unix socket", path, network)
+	}
+	return u, nil
+}
+
+// removeStale removes a socket at path that nobody listens on.
+func removeStale(path, network string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fault.Errorf(fault.Exists, "", "", "%s is there and is no socket", path)
+	}
+	c, err := net.Dial(network, path)
+	switch {
+	case err == nil:
+		c.Close()
+		return live(path)
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE):
+		// Its backlog is full, or it is a socket of the other type.
+		return live(path)
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case !errors.Is(err, unix.ECONNREFUSED):
+		return err
+	}
+	return remove(path)
+}
+
+// live is the fault of a socket that is in use.
+func live(path string) error {
+	return fault.Errorf(fault.Exists, "", "", "%s: another process listens on it", path)
+}
