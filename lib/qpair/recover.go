@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package qpair
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+)
+
+// Outstanding is a command that was fetched and whose effect is not known to
+// have been completed: it is executed (again).
+type Outstanding struct {
+	SQ   *SQ
+	Slot uint16
+}
+
+// Recover makes the pages of a completion queue and its submission queues
+// consistent after their previous owner is gone (all its threads and rings,
+// see the fence), and returns the commands to execute again in the order they
+// were fetched. Guest memory is not read to decide anything. Results that were
+// final are published; the caller then fires every vector once.
+func (c *CQ) Recover(sqs []*SQ) ([]Outstanding, error) {
+	var done, redo []Outstanding
+	for _, q := range sqs {
+		q.free = q.free[:0]
+		for i := int(q.page.Entries) - 1; i >= 0; i-- {
+			slot := uint16(i)
+			s := &q.page.Slots[slot]
+			switch state := SlotState(atomic.LoadUint32(&s.State)); {
+			case state == SlotTaken && s.N < q.head:
+				redo = append(redo, Outstanding{q, slot})
+			case state == SlotDone && s.CQN >= c.tail:
+				done = append(done, Outstanding{q, slot})
+			case state == SlotFree:
+				q.free = append(q.free, slot)
+			default: // fetched but not announced, or published and not yet freed
+				q.release(slot)
+			}
+		}
+	}
+	slices.SortFunc(done, func(a, b Outstanding) int {
+		return cmp.Compare(a.SQ.Slot(a.Slot).CQN, b.SQ.Slot(b.Slot).CQN)
+	})
+	slices.SortFunc(redo, func(a, b Outstanding) int {
+		if a.SQ != b.SQ {
+			return cmp.Compare(a.SQ.ID, b.SQ.ID)
+		}
+		return cmp.Compare(a.SQ.Slot(a.Slot).N, b.SQ.Slot(b.Slot).N)
+	})
+	for _, o := range done {
+		if err := c.put(o.SQ.Slot(o.Slot)); err != nil {
+			return nil, err
+		}
+		c.tail++
+		atomic.StoreUint64(&c.page.Tail, c.tail)
+		o.SQ.release(o.Slot)
+	}
+	// Only now the guest's head: it may already be past what was just
+	// published. At most Entries-1 entries are unread, so the difference
+	// modulo the queue size tells them all.
+	entries := uint64(c.page.Entries)
+	if v := uint64(c.db.load()); v < entries {
+		c.head = c.tail - (c.tail%entries+entries-v)%entries
+	} else {
+		return nil, ErrDoorbell
+	}
+	return redo, nil
+}
