@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package controller
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+)
+
+// Model and firmware revision, as Identify Controller reports them.
+const (
+	Model    = "LeapIO Virtual NVMe Drive"
+	Firmware = "1.0"
+)
+
+// Config describes a controller.
+type Config struct {
+	// Poller executes the admin commands.
+	Poller *poller.Poller
+	// CNTLID asks for a controller identifier, as after a restart; negative:
+	// any free one.
+	CNTLID int
+	// CAP, VS and MaxQueues are what the transport offers; MaxQueues counts
+	// I/O queue pairs.
+	CAP       nvme.CAP
+	VS        nvme.VS
+	MaxQueues int
+	// KeepAliveExpired is called on the admin poller when the host has let its
+	// Keep Alive Timeout pass (NVMe Base 3.9): the transport ends the
+	// association. nil: there is no keep alive, as on PCI.
+	KeepAliveExpired func()
+	// Queues manages queues for transports whose queues are made by admin
+	// commands (PCI); nil where they are made by Connect.
+	Queues Queues
+	// PCIVendor and PCISubsystemVendor are the function's ids; 0 on fabrics.
+	PCIVendor, PCISubsystemVendor uint16
+	Log                           *slog.Logger
+}
+
+// Queues manages the I/O queues of a transport in host memory. Methods are
+// called on the admin poller and answer there, possibly later: a queue may
+// live on another poller, and deleting one waits for its commands.
+type Queues interface {
+	CreateCQ(cmd nvme.CreateCQ, addr uint64, done func(nvme.Status))
+	CreateSQ(cmd nvme.CreateSQ, addr uint64, done func(nvme.Status))
+	DeleteCQ(qid uint16, done func(nvme.Status))
+	DeleteSQ(qid uint16, done func(nvme.Status))
+	// Shadow makes the pages at these guest addresses the shadow doorbells and
+	// event indexes (Doorbell Buffer Config).
+	Shadow(doorbells, events uint64, done func(nvme.Status))
+	// CanShadow reports whether Doorbell Buffer Config is offered.
+	CanShadow() bool
+}
+
+// Controller is one host's view of a subsystem, from enable to reset. Admin,
+// State and Close are called on the admin poller.
+type Controller struct {
+	sub    *Subsystem
+	cfg    Config
+	p      *poller.Poller
+	log    *slog.Logger
+	cntlid atomic.Uint32 // changed by Subsystem.allocate and rename only
+
+	// writeThrough: the host has disabled the volatile write cache.
+	writeThrough atomic.Bool
+
+	mu      sync.Mutex
+	workers []*Worker
+	past    Counts // of workers that have ended
+
+	// Owned by the admin poller.
+	features  features
+	events    events
+	errors    errorRing
+	counted   Counts // of all workers, as Controller.count found them
+	keepAlive keepAlive
+	queueMade bool   // an I/O queue has been created: Number of Queues is settled
+	last      state  // as State saw it last
+	payload   []byte // of last
+	closed    bool
+}
+
+// New returns a controller of the subsystem, enabled, with default features.
+// It is called on the admin poller.
+func (s *Subsystem) New(cfg Config) (*Controller, error) {
+	c := &Controller{sub: s, cfg: cfg, p: cfg.Poller, log: cfg.Log}
+	c.features.reset(cfg.MaxQueues)
+	if err := s.allocate(c, cfg.CNTLID); err != nil {
+		return nil, err
+	}
+	c.know()
+	return c, nil
+}
+
+// CNTLID returns the controller identifier. It changes with Restore only.
+func (c *Controller) CNTLID() uint16 { return uint16(c.cntlid.Load()) }
+
+// Subsystem returns the subsystem the controller belongs to.
+func (c *Controller) Subsystem() *Subsystem { return c.sub }
+
+// Close ends the controller. Nothing but Asynchronous Event Requests is in
+// execution; they end as if their queue were deleted, which the transport does
+// not show the host after a reset (NVMe Base 3.7.2). Close is called on the
+// admin poller; a second one does nothing.
+func (c *Controller) Close() {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	c.keepAlive.stop()
+	for len(c.events.parked) > 0 {
+		c.unpark(func(cmd *Command) { cmd.finish(nvme.StatusAbortedSQDeletion) })
+	}
+	c.sub.forget(c)
+}
+
+// Shutdown makes what the host has written survive power loss (CC.SHN, NVMe
+// Base 3.6), through worker w, and then calls done. It is called on the admin
+// poller, which is w's. An error is logged: the host is not told of one.
+func (c *Controller) Shutdown(w *Worker, done func()) {
+	w.flushAll(func(st nvme.Status) {
+		if st != nvme.StatusSuccess {
+			c.log.Error("flush at shutdown failed", "status", st)
+		}
+		done()
+	})
+}
+
+// flush flushes every namespace through one of the workers, which reaches what
+// all of them have written. then is called on the admin poller.
+func (c *Controller) flush(then func(nvme.Status)) {
+	c.mu.Lock()
+	var w *Worker
+	if len(c.workers) > 0 {
+		w = c.workers[0]
+	}
+	c.mu.Unlock()
+	if w == nil || w.p.Post(func() {
+		w.flushAll(func(st nvme.Status) { _ = c.p.Post(func() { then(st) }) })
+	}) != nil {
+		then(nvme.StatusSuccess) // no I/O queue has been served yet
+	}
+}
+
+// namespaceChanged follows a change of the subsystem; left counts those who
+// have yet to call done. The subsystem's lock is held.
+func (c *Controller) namespaceChanged(nsid uint32, left *atomic.Int32, done func()) {
+	c.mu.Lock()
+	workers := c.workers
+	c.mu.Unlock()
+	for _, w := range workers {
+		left.Add(1)
+		if w.p.Post(func() { w.refresh(nsid, done) }) != nil {
+			done()
+		}
+	}
+	_ = c.p.Post(func() { c.namespaceEvent(nsid) })
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Package controller is the NVMe controller model: what a host sees of a
+// subsystem, whatever carries its commands. Nothing here knows a transport.
+//
+//	Subsystem    an NQN and its namespaces, each a volume
+//	Controller   one host's view of it: admin commands, features, events
+//	Worker       a controller's part on one poller: the I/O commands
+//
+// The way of an I/O command:
+//
+//  1. a transport fills in a Command (SQE copied once from the host) and calls
+//     Worker.Execute on the worker's poller
+//  2. the handler of the opcode (the table in io.go) checks namespace, range
+//     and size, and asks the command's Carrier for the data: PRPs translated,
+//     a capsule's data located, or an R2T sent
+//  3. the request goes to the volume's queue of that poller
+//  4. the volume completes it there; the Carrier is told the result
+//
+// Admin commands are executed one at a time on the poller of the admin queue.
+package controller

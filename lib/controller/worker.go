@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package controller
+
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/volume"
+)
+
+// Worker is a controller's part on one poller: it executes the I/O commands of
+// the queues served there. All methods are called on that poller.
+type Worker struct {
+	c      *Controller
+	p      *poller.Poller
+	ns     []*nsQueue // by NSID; nil where there is none
+	open   int        // queues that are not closed, those about to go included
+	closed bool
+	counts Counts
+}
+
+// Counts are what a worker has done; they only grow.
+type Counts struct {
+	ReadCommands, WriteCommands uint64
+	ReadBytes, WrittenBytes     uint64
+	MediaErrors                 uint64
+}
+
+func (c *Counts) add(o Counts) {
+	c.ReadCommands += o.ReadCommands
+	c.WriteCommands += o.WriteCommands
+	c.ReadBytes += o.ReadBytes
+	c.WrittenBytes += o.WrittenBytes
+	c.MediaErrors += o.MediaErrors
+}
+
+// nsQueue is a namespace as one worker reaches it.
+type nsQueue struct {
+	w        *Worker
+	ns       *Namespace
+	info     *volume.Info
+	shift    uint // block size, base-two logarithm
+	blocks   uint64
+	queue    volume.Queue
+	inflight int
+	gone     bool   // no new commands; closed when inflight is 0
+	drained  func() // told when closed
+}
+
+// release ends a command's use of the namespace.
+func (n *nsQueue) release() {
+	n.inflight--
+	if n.gone && n.inflight == 0 {
+		n.close()
+	}
+}
+
+// retire takes no new commands, and closes when the last one has ended.
+func (n *nsQueue) retire() {
+	n.gone = true
+	if n.inflight == 0 {
+		n.close()
+	}
+}
+
+func (n *nsQueue) close() {
+	n.queue.Close()
+	if n.w.ns[n.ns.NSID] == n {
+		n.w.ns[n.ns.NSID] = nil
+	}
+	if n.drained != nil {
+		n.drained()
+	}
+	n.w.open--
+	n.w.leave()
+}
+
+// Worker opens the controller's namespaces on poller p and returns the worker
+// of that poller. It is called on p.
+func (c *Controller) Worker(p *poller.Poller) (*Worker, error) {
+	w := &Worker{c: c, p: p}
+	c.mu.Lock()
+	c.workers = append(c.workers, w)
+	all := c.sub.Namespaces()
+	c.mu.Unlock()
+	for _, ns := range all {
+		if err := w.show(ns); err != nil {
+			w.Close()
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// Close ends the worker. None of the transport's commands is in execution; a
+// flush of the controller's own may be, and is waited for.
+func (w *Worker) Close() {
+	if w.closed {
+		return
+	}
+	w.closed = true
+	for _, n := range w.ns {
+		if n != nil {
+			n.retire()
+		}
+	}
+	w.leave()
+}
+
+// leave ends what is left of a closed worker when its queues are closed. Until
+// then changes of the subsystem concern it.
+func (w *Worker) leave() {
+	if !w.closed || w.open > 0 {
+		return
+	}
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if i := slices.Index(w.c.workers, w); i >= 0 {
+		// A new slice: the old one may be being walked.
+		w.c.workers = append(w.c.workers[:i:i], w.c.workers[i+1:]...)
+		w.c.past.add(w.counts)
+	}
+}
+
+// show makes ns reachable for this worker's commands.
+func (w *Worker) show(ns *Namespace) error {
+	q, err := ns.Volume.Open(w.p)
+	if err != nil {
+		return fmt.Errorf("opening volume %s on poller %s: %w", ns.Name, w.p.Name(), err)
+	}
+	for uint32(len(w.ns)) <= ns.NSID {
+		w.ns = append(w.ns, nil)
+	}
+	info := ns.Volume.Info()
+	w.open++
+	w.ns[ns.NSID] = &nsQueue{
+		w: w, ns: ns, info: info, queue: q,
+		shift: uint(bits.TrailingZeros32(info.Block)), blocks: info.Size / uint64(info.Block),
+	}
+	return nil
+}
+
+// refresh follows a change of namespace nsid; done is called when the worker
+// no longer uses what was there before. If the volume cannot be opened, the
+// namespace answers Namespace Not Ready.
+func (w *Worker) refresh(nsid uint32, done func()) {
+	now := w.c.sub.Namespace(nsid)
+	if uint32(len(w.ns)) > nsid && w.ns[nsid] != nil && w.ns[nsid].ns != now {
+		n := w.ns[nsid]
+		w.ns[nsid] = nil
+		n.drained = done
+		n.retire()
+		done = func() {}
+	}
+	if now != nil && !w.closed && (uint32(len(w.ns)) <= nsid || w.ns[nsid] == nil) {
+		if err := w.show(now); err != nil {
+			w.c.log.Error("namespace cannot be opened", "nsid", nsid, "err", err)
+		}
+	}
+	done()
+}
+
+// Execute runs an I/O command. The command's Carrier is told the end, possibly
+// before Execute returns.
+func (w *Worker) Execute(c *Command) {
+	c.begin()
+	c.worker = w
+	op := &ioCommands[c.SQE.Opcode]
+	switch {
+	case op.execute == nil:
+		c.finish(dnr(nvme.StatusInvalidOpcode))
+	case c.SQE.Fuse() != nvme.FuseNone:
+		// Half of a fused pair must not be executed alone.
+		c.finish(dnr(nvme.StatusInvalidField))
+	case c.SQE.NSID == nvme.NSIDBroadcast && op.broadcast:
+		op.execute(w, c)
+	case !w.use(c, c.SQE.NSID):
+		c.finish(w.missing(c.SQE.NSID))
+	default:
+		op.execute(w, c)
+	}
+}
+
+// use has the command run on namespace nsid, if the worker reaches that.
+func (w *Worker) use(c *Command, nsid uint32) bool {
+	if nsid >= uint32(len(w.ns)) || w.ns[nsid] == nil || w.ns[nsid].gone {
+		return false
+	}
+	c.ns = w.ns[nsid]
+	c.ns.inflight++
+	return true
+}
+
+// missing returns the status for a namespace this worker cannot reach.
+func (w *Worker) missing(nsid uint32) nvme.Status {
+	if st := w.c.active(nsid); st != nvme.StatusSuccess {
+		return dnr(st)
+	}
+	return nvme.StatusNamespaceNotReady
+}
+
+// flusher is a Flush of every namespace that no host has asked for.
+type flusher struct {
+	Command
+	done func(nvme.Status)
+}
+
+// Data implements Carrier: a Flush has none.
+func (f *flusher) Data(uint32, Direction) (bool, nvme.Status) { return true, nvme.StatusInternalError }
+
+// Complete implements Carrier.
+func (f *flusher) Complete() { f.done(f.Status) }
+
+// flushAll flushes every namespace; done is called on the worker's poller.
+func (w *Worker) flushAll(done func(nvme.Status)) {
+	f := &flusher{done: done}
+	f.Init(f)
+	f.SQE.Opcode, f.SQE.NSID = uint8(nvme.IOFlush), nvme.NSIDBroadcast
+	w.Execute(&f.Command)
+}
