@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package wpt
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/fault"
+)
+
+const (
+	// maxPorts bounds the ports of a host; each costs some pages and descriptors.
+	maxPorts = 1024
+	// releaseLimit is how long a change waits for a runtime to give a port up.
+	releaseLimit = 5 * time.Second
+	// stateVersion is the version of STATE/wpt.json.
+	stateVersion = 1
+)
+
+// state is STATE/wpt.json.
+type state struct {
+	Ports []record `json:"ports"`
+}
+
+// record is what is kept of a port.
+type record struct {
+	Name      string `json:"name"`
+	Owner     string `json:"owner"`
+	Doorbells string `json:"doorbells"`
+	Subsystem string `json:"subsystem"`
+	Runtime   string `json:"runtime"`
+	Poll      string `json:"poll"` // empty: as the runtime
+}
+
+func (r record) binding() binding { return binding{r.Subsystem, r.Poll} }
+
+// check tells whether what the file says can be a port.
+func (r record) check() error {
+	spec := api.PortSpec{Name: r.Name, Owner: r.Owner, Doorbells: r.Doorbells}
+	if err := spec.Check(); err != nil {
+		return err
+	}
+	return api.PortBinding{Subsystem: r.Subsystem, Runtime: r.Runtime, Poll: r.Poll}.Check()
+}
+
+// Broker is a running leap-wpt.
+type Broker struct {
+	log     *slog.Logger
+	paths   api.Paths
+	version string
+	since   time.Time
+	limits  limits
+
+	pid    *api.PidFile
+	facts  *api.Facts
+	events api.Events
+	file   *api.StateFile[state]
+	server *api.Server
+	links  *net.UnixListener
+	kept   keptFiles
+
+	closing chan struct{}
+	wg      sync.WaitGroup
+	ended   chan error // the API server has ended
+
+	admin  sync.Mutex
+	failed map[string]record // ports of the state file that could not be opened
+
+	mu     sync.Mutex
+	ports  map[string]*port
+	byID   map[uint32]*port
+	lastID uint32
+
+	linkMu   sync.Mutex
+	runtimes map[string]*runtime
+	epoch    uint64
+}
+
+// Open starts the broker: it takes the pid file, opens the ports of the state
+// file, and serves clients, runtimes and the control API until Close. A port
+// that cannot be opened is logged and stays in the state file. If another
+// leap-wpt runs in the same folder, the error is an exists fault.
+func Open(config Config) (*Broker, error) { return open(config, defaultLimits) }
+
+func open(config Config, limits limits) (*Broker, error) {
+	b := &Broker{
+		log: config.Logger, paths: config.Paths, version: config.Version, since: time.Now(), limits: limits,
+		closing:  make(chan struct{}),
+		ended:    make(chan error, 1),
+		failed:   make(map[string]record),
+		ports:    make(map[string]*port),
+		byID:     make(map[uint32]*port),
+		runtimes: make(map[string]*runtime),
+	}
+	if b.log == nil {
+		b.log = slog.Default()
+	}
+	if err := b.start(); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+// start is Open; what it leaves behind on an error is Close's.
+func (b *Broker) start() (err error) {
+	if b.pid, err = api.LockPidFile(b.paths.PidFile("wpt")); err != nil {
+		return err
+	}
+	if b.facts, err = api.OpenFacts(b.paths.Facts(api.KindPort), "wpt"); err != nil {
+		return err
+	}
+	if err := b.facts.Clear(); err != nil {
+		return err
+	}
+	b.file = api.NewStateFile[state](b.paths.StateFile("wpt"), stateVersion, nil)
+	stored, err := b.file.Load()
+	if err != nil {
+		return err
+	}
+	for _, r := range stored.Ports {
+		if _, err := b.openPort(r); err != nil {
+			b.log.Error("opening a port", "port", r.Name, "error", err)
+			b.failed[r.Name] = r
+		}
+	}
+	if b.links, err = api.Listen(b.paths.LinkSocket(), "unixpacket", 0o600); err != nil {
+		return err
+	}
+	b.wg.Go(b.acceptLinks)
+	control, err := api.Listen(b.paths.WptSocket(), "unix", 0o600)
+	if err != nil {
+		return err
+	}
+	b.server = api.NewServer(b.mux())
+	b.wg.Go(func() { b.ended <- b.server.Serve(control) })
+	return b.pid.Ready()
+}
+
+// Close ends everything: guests lose their drives, and runtimes their links.
+func (b *Broker) Close() error {
+	var errs []error
+	if b.server != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
+		errs = append(errs, b.server.Shutdown(ctx))
+		cancel()
+	}
+	close(b.closing)
+	if b.links != nil {
+		b.links.Close()
+	}
+	b.linkMu.Lock()
+	for _, rt := range b.runtimes {
+		rt.fence.Close()
+		rt.link.Close()
+	}
+	b.linkMu.Unlock()
+	b.wg.Wait()
+	for _, p := range b.allPorts() {
+		errs = append(errs, p.close())
+	}
+	b.kept.close()
+	if b.pid != nil {
+		errs = append(errs, b.pid.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Attached returns the names of the ports with a guest, in order.
+func (b *Broker) Attached() []string {
+	var names []string
+	for _, p := range b.allPorts() {
+		if p.hasClient() {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+func (p *port) hasClient() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.client != nil && p.client.negotiated
+}
+
+// allPorts returns the ports by name.
+func (b *Broker) allPorts() []*port {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.SortedFunc(maps.Values(b.ports), func(x, y *port) int { return cmp.Compare(x.name, y.name) })
+}
+
+func (b *Broker) portByID(id uint32) *port {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byID[id]
+}
+
+// port returns a port, or a not-found fault.
+func (b *Broker) port(op, name string) (*port, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.ports[name]; p != nil {
+		return p, nil
+	}
+	return nil, fault.Errorf(fault.NotFound, op, name, "there is no such port")
+}
+
+// openPort makes a port and lets clients and its runtime in.
+func (b *Broker) openPort(r record) (*port, error) {
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	b.lastID++
+	id := b.lastID
+	n := len(b.ports)
+	b.mu.Unlock()
+	if n >= maxPorts {
+		return nil, fault.Errorf(fault.Unsupported, "", "", "there are %d ports, the limit", n)
+	}
+	p, err := newPort(b, id, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.listen(); err != nil {
+		p.free()
+		return nil, err
+	}
+	b.mu.Lock()
+	b.ports[p.name], b.byID[id] = p, p
+	b.mu.Unlock()
+	p.reconcile()
+	return p, nil
+}
+
+// closePort ends a port that its runtime has given up, or was asked to.
+func (b *Broker) closePort(p *port) error {
+	b.mu.Lock()
+	delete(b.ports, p.name)
+	delete(b.byID, p.id)
+	b.mu.Unlock()
+	return p.close()
+}
+
+// save writes the state file. The caller holds admin.
+func (b *Broker) save() error {
+	var s state
+	for _, p := range b.allPorts() {
+		p.mu.Lock()
+		s.Ports = append(s.Ports, p.record)
+		p.mu.Unlock()
+	}
+	s.Ports = slices.AppendSeq(s.Ports, maps.Values(b.failed))
+	slices.SortFunc(s.Ports, func(x, y record) int { return cmp.Compare(x.Name, y.Name) })
+	return b.file.Save(s)
+}
+
+// addPort makes a port that outlives restarts. caller is who asks, if known.
+func (b *Broker) addPort(spec api.PortSpec, caller *api.Caller) (api.Port, error) {
+	const op = "port add"
+	b.admin.Lock()
+	defer b.admin.Unlock()
+	if p, err := b.port(op, spec.Name); err == nil {
+		if !spec.ExistOK {
+			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists")
+		}
+		if what := p.differs(spec); what != "" {
+			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists with another %s", what)
+		}
+		return p.show(), nil
+	}
+	p, err := b.openPort(newRecord(spec, caller))
+	if err != nil {
+		return api.Port{}, fault.New(0, op, spec.Name, err)
+	}
+	failed, was := b.failed[spec.Name]
+	delete(b.failed, spec.Name)
+	if err := b.save(); err != nil {
+		if was {
+			b.failed[spec.Name] = failed
+		}
+		return api.Port{}, fault.New(0, op, spec.Name, errors.Join(err, b.closePort(p)))
+	}
+	b.events.Publish(api.Event{Kind: api.KindPort, Name: spec.Name, State: "created"})
+	return p.show(), nil
+}
+
+// newRecord fills in what a request leaves out.
+func newRecord(spec api.PortSpec, caller *api.Caller) record {
+	r := record{
+		Name: spec.Name, Owner: spec.Owner, Subsystem: spec.Subsystem,
+		Doorbells: cmp.Or(spec.Doorbells, api.DoorbellsTrap),
+		Runtime:   cmp.Or(spec.Runtime, api.DefaultRuntime),
+	}
+	if r.Owner == "" {
+		uid := os.Geteuid()
+		if caller != nil {
+			uid = int(caller.UID)
+		}
+		r.Owner = strconv.Itoa(uid)
+		if u, err := user.LookupId(r.Owner); err == nil {
+			r.Owner = u.Username
+		}
+	}
+	return r
+}
+
+// differs names the first thing in which the port is not what spec asks for.
+// What spec leaves out may be anything.
+func (p *port) differs(spec api.PortSpec) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range []struct{ name, want, have string }{
+		{"owner", spec.Owner, p.record.Owner},
+		{"doorbells", spec.Doorbells, p.record.Doorbells},
+		{"subsystem", spec.Subsystem, p.record.Subsystem},
+		{"runtime", spec.Runtime, p.record.Runtime},
+	} {
+		if f.want != "" && f.want != f.have {
+			return f.name
+		}
+	}
+	return ""
+}
+
+// bindPort gives a port another subsystem (empty: none), runtime and poll mode,
+// and waits until the runtime before has let go of it. A guest that uses its
+// drive moves on to another runtime, but not to another subsystem.
+func (b *Broker) bindPort(name string, to api.PortBinding) (api.Port, error) {
+	const op = "port bind"
+	b.admin.Lock()
+	defer b.admin.Unlock()
+	p, err := b.port(op, name)
+	if err != nil {
+		return api.Port{}, err
+	}
+	p.mu.Lock()
+	before := p.record
+	next := before
+	next.Subsystem, next.Poll = to.Subsystem, to.Poll
+	next.Runtime = cmp.Or(to.Runtime, api.DefaultRuntime)
+	inUse := p.client != nil && p.regs.Page.LoadCC().EN()
+	if inUse && before.Subsystem != "" && next.Subsystem != before.Subsystem {
+		p.mu.Unlock()
+		return api.Port{}, fault.Errorf(fault.Exists, op, name, "a guest uses it as %s", before.Subsystem).
+			Hint("shut the guest down first")
+	}
+	p.record = next
+	p.mu.Unlock()
+	if err := b.save(); err != nil {
+		p.mu.Lock()
+		p.record = before
+		p.mu.Unlock()
+		return api.Port{}, fault.New(0, op, name, err)
+	}
+	p.reconcile()
+	if err := p.setFacts(); err != nil {
+		return api.Port{}, fault.New(0, op, name, err)
+	}
+	if !p.wait(p.followed, releaseLimit, b.closing) {
+		return api.Port{}, fault.Errorf(fault.Timeout, op, name, "runtime %s has not let go of it yet", before.Runtime)
+	}
+	return p.show(), nil
+}
+
+// followed reports whether no runtime holds the port that should not. One that
+// is not gone yet is not waited for. The caller holds mu.
+func (p *port) followed() bool {
+	return p.holder == nil || !p.detaching || p.holder.lost()
+}
+
+// removePort ends a port for good. A guest keeps it, unless forced.
+func (b *Broker) removePort(name string, force bool) error {
+	const op = "port remove"
+	b.admin.Lock()
+	defer b.admin.Unlock()
+	p, err := b.port(op, name)
+	if err != nil {
+		r, ok := b.failed[name]
+		if !ok {
+			return err
+		}
+		delete(b.failed, name)
+		if err := b.save(); err != nil {
+			b.failed[name] = r
+			return fault.New(0, op, name, err)
+		}
+		return nil
+	}
+	if p.hasClient() && !force {
+		return fault.Errorf(fault.Exists, op, name, "a guest is attached").
+			Hint("shut the guest down, or force it: the guest then loses its drive")
+	}
+	p.mu.Lock()
+	p.record.Subsystem = ""
+	p.mu.Unlock()
+	p.reconcile()
+	// A runtime that does not answer has mappings of its own: nothing of it is
+	// lost when the port goes all the same.
+	p.wait(p.followed, releaseLimit, b.closing)
+	err = b.closePort(p)
+	err = errors.Join(err, b.save())
+	b.events.Publish(api.Event{Kind: api.KindPort, Name: name, State: "deleted"})
+	if err != nil {
+		return fault.New(0, op, name, err)
+	}
+	return nil
+}

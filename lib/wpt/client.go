@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package wpt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/vfiouser"
+)
+
+const (
+	// maxFDs is how many file descriptors a client may send with a message.
+	maxFDs = 8
+	// maxData is how much a client may read or write at once, in bytes. The
+	// largest access there is is that of the configuration space.
+	maxData = 64 << 10
+	// requestQueue is how many commands may wait for the handler before the
+	// reader waits, too.
+	requestQueue = 32
+
+	negotiateLimit = 10 * time.Second // for VERSION after the connect
+	sendLimit      = 5 * time.Second  // for the client to take a message
+)
+
+// request is a command that waits for the handler. It owns its fds.
+type request struct {
+	header vfiouser.Header
+	small  [48]byte // the payload, if it fits: that of a doorbell write does
+	n      int
+	large  []byte
+	fds    [maxFDs]int
+	numFDs int
+}
+
+// newRequest copies a message, which the next one will overwrite.
+func newRequest(m *vfiouser.Message) request {
+	r := request{header: m.Header, n: len(m.Payload), numFDs: m.NumFDs()}
+	if r.n <= len(r.small) {
+		copy(r.small[:], m.Payload)
+	} else {
+		r.large = append([]byte(nil), m.Payload...)
+	}
+	for i := range r.numFDs {
+		r.fds[i] = m.TakeFD(i)
+	}
+	return r
+}
+
+func (r *request) payload() []byte {
+	if r.large != nil {
+		return r.large
+	}
+	return r.small[:r.n]
+}
+
+// takeFDs gives the file descriptors to the caller.
+func (r *request) takeFDs() []int {
+	fds := r.fds[:r.numFDs]
+	r.numFDs = 0
+	return fds
+}
+
+// close closes what was not taken.
+func (r *request) close() { qpair.CloseFDs(r.takeFDs()) }
+
+// client is one vfio-user connection of a port. Its reader routes replies to
+// the relayer and commands to the handler.
+type client struct {
+	port     *port
+	conn     *vfiouser.Conn
+	relays   *relayer
+	requests chan request
+	done     chan struct{} // closed when the reader has ended
+	pid      int
+	name     string // of the process
+
+	// Guarded by port.mu.
+	negotiated bool
+	refusedOne bool // a second client was turned away, and that was logged
+
+	// Of the handler.
+	request request
+	head    [vfiouser.RegionAccessSize]byte
+	data    [configSize]byte
+	parts   [2][]byte // of a reply
+	faults  int       // commands refused
+}
+
+func newClient(p *port, socket *net.UnixConn) *client {
+	conn := vfiouser.NewConn(socket, vfiouser.Limits{MaxData: maxData, MaxFDs: maxFDs, WriteTimeout: sendLimit})
+	c := &client{
+		port: p, conn: conn,
+		relays:   newRelayer(conn),
+		requests: make(chan request, requestQueue),
+		done:     make(chan struct{}),
+	}
+	c.pid = peerPID(socket)
+	c.name = processName(c.pid)
+	return c
+}
+
+// run serves the connection until it ends.
+func (c *client) run() {
+	c.port.log.Info("client connected", "pid", c.pid, "process", c.name)
+	var wg sync.WaitGroup
+	wg.Go(c.handle)
+	wg.Go(func() { c.relays.run(c.done) })
+	err := c.read()
+	close(c.done)
+	close(c.requests)
+	c.conn.Close()
+	wg.Wait()
+	c.port.disconnected(c)
+	log := c.port.log.With("pid", c.pid, "refused", c.faults)
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		log.Info("client disconnected")
+	} else {
+		log.Warn("client disconnected", "error", err)
+	}
+}
+
+// read hands on messages until the connection ends.
+func (c *client) read() error {
+	if err := c.conn.SetReadDeadline(time.Now().Add(negotiateLimit)); err != nil {
+		return err
+	}
+	for {
+		m, err := c.conn.ReadMessage()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return errors.New("no VERSION in time")
+		}
+		if err != nil {
+			return err
+		}
+		if m.Header.IsReply() {
+			if err := c.relays.answered(m); err != nil {
+				return err
+			}
+			continue
+		}
+		c.requests <- newRequest(m)
+	}
+}
+
+// handle carries out commands in order until the reader ends.
+func (c *client) handle() {
+	for c.request = range c.requests {
+		if !c.ended() {
+			c.serve()
+		}
+		c.request.close()
+	}
+}
+
+// ended reports whether the connection is over: nobody waits for answers.
+func (c *client) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve carries out one command and answers it. A client that does not take
+// the answer loses its connection.
+func (c *client) serve() {
+	h := c.request.header
+	payload, fd, err := c.execute()
+	if err == nil {
+		if fd == noFD {
+			err = c.conn.Reply(h, payload...)
+		} else {
+			err = c.conn.ReplyFDs(h, []int{fd}, payload...)
+		}
+	} else {
+		if c.faults++; c.faults == 1 {
+			c.port.log.Warn("command of the client refused; more are only counted", "command", h.Command, "error", err)
+		}
+		err = c.conn.ReplyError(h, err)
+	}
+	if err != nil {
+		c.conn.Close()
+	}
+}
+
+// execute carries out one command. The reply is payload, and fd if it is not
+// noFD; both stay the callee's. An error carries the errno to answer with.
+func (c *client) execute() (payload [][]byte, fd int, err error) {
+	cmd := c.request.header.Command
+	if int(cmd) >= len(commands) || commands[cmd] == nil {
+		return nil, noFD, fmt.Errorf("unknown command: %w", unix.EINVAL)
+	}
+	if c.negotiated != (cmd != vfiouser.CmdVersion) { // written by this goroutine only
+		return nil, noFD, fmt.Errorf("VERSION comes first, and once: %w", unix.EINVAL)
+	}
+	return commands[cmd](c, c.request.payload())
+}
+
+// dropRelays gives up all that waits for this client, which is being reset.
+func (c *client) dropRelays() { c.relays.drop(true, func(*relay) bool { return true }) }
+
+// staleWrites reports whether the client has not answered writes from before a
+// reset.
+func (c *client) staleWrites() bool { return c.relays.stale.Load() > 0 }
+
+// peerPID returns the process at the other end of a socket, 0 if unknown.
+func peerPID(conn *net.UnixConn) int {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	if err := raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	}); err != nil {
+		return 0
+	}
+	return pid
+}
+
+// processName returns the command name of a process, empty if unknown.
+func processName(pid int) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

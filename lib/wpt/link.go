@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package wpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/qpair"
+)
+
+const (
+	helloLimit = 5 * time.Second // for MsgHello after the connect
+	// maxLinks is how many connections to the link socket there may be: runtimes,
+	// and those that wait for the one before them to be gone.
+	maxLinks = 64
+	// maxKept is how many files a runtime may leave in our care.
+	maxKept = 1024
+	// readRoomLimit is how long a runtime may leave its answers unread while it
+	// asks for more.
+	readRoomLimit = 5 * time.Second
+)
+
+// Why a runtime is given up.
+var (
+	errNotReading   = errors.New("it does not read its link")
+	errNotAnswering = errors.New("it does not answer MsgUnmap")
+)
+
+// runtime is one leap-soc process from its MsgWelcome until it is gone: its
+// link has ended and its fence pipe says that all its threads and rings have.
+type runtime struct {
+	broker *Broker
+	name   string
+	pid    int
+	epoch  uint64
+	since  time.Time
+	link   *qpair.Link
+	out    *outbox
+	fence  *os.File      // read end
+	ended  chan struct{} // closed: the link has ended
+	gone   chan struct{} // closed: gone
+
+	mu     sync.Mutex
+	reason error // why we ended the link, nil: the runtime did
+}
+
+// lost reports whether the link has ended.
+func (rt *runtime) lost() bool {
+	select {
+	case <-rt.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// fail ends the link because of err.
+func (rt *runtime) fail(err error) {
+	rt.mu.Lock()
+	if rt.reason == nil {
+		rt.reason = err
+	}
+	rt.mu.Unlock()
+	rt.link.Close()
+}
+
+// why returns what ended the link.
+func (rt *runtime) why() error {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	return rt.reason
+}
+
+// acceptLinks serves the link socket until it is closed.
+func (b *Broker) acceptLinks() {
+	slots := make(chan struct{}, maxLinks)
+	for {
+		conn, err := b.links.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			b.log.Error("accepting a runtime", "error", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		b.wg.Go(func() {
+			defer func() { <-slots }()
+			b.serveLink(conn)
+		})
+	}
+}
+
+// serveLink serves one connection from its MsgHello until its runtime is gone.
+func (b *Broker) serveLink(conn *net.UnixConn) {
+	link := qpair.NewLink(conn)
+	defer link.Close()
+	name, status, err := hello(conn, link)
+	if err != nil {
+		b.log.Warn("link refused", "pid", peerPID(conn), "error", err)
+		return
+	}
+	var rt *runtime
+	if status == 0 {
+		rt, status = b.admit(name, conn, link)
+	}
+	if rt == nil {
+		level := slog.LevelWarn
+		if status == unix.EBUSY {
+			level = slog.LevelDebug // a standby asks again and again
+		}
+		b.log.Log(context.Background(), level, "runtime refused", "runtime", name, "pid", peerPID(conn), "error", status)
+		// If it has gone, nobody wants to know.
+		_ = link.Send(&qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Status: int32(status)}, nil)
+		return
+	}
+	rt.serve()
+}
+
+// hello reads the first message: the name of the runtime, and the errno to
+// refuse it with, if any.
+func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno, err error) {
+	if err := conn.SetReadDeadline(time.Now().Add(helloLimit)); err != nil {
+		return "", 0, err
+	}
+	m, _, fds, err := link.Recv()
+	qpair.CloseFDs(fds)
+	if err != nil {
+		return "", 0, err
+	}
+	if m.Kind != qpair.MsgHello {
+		return "", 0, fmt.Errorf("message %d where MsgHello was expected", m.Kind)
+	}
+	name = qpair.NameOf(&m.Name)
+	switch {
+	case m.Version != qpair.LinkVersion:
+		return name, unix.EPROTO, nil
+	case name == "" || api.CheckRuntime(name) != nil:
+		return name, unix.EINVAL, nil
+	}
+	return name, 0, conn.SetReadDeadline(time.Time{})
+}
+
+// admit makes the runtime of this name. It waits for the one before it to be
+// gone if its link has ended; otherwise the new one is refused with EBUSY.
+func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (*runtime, unix.Errno) {
+	rt := &runtime{
+		broker: b, name: name, pid: peerPID(conn), link: link, since: time.Now(),
+		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}),
+	}
+	write, err := rt.makeFence()
+	if err != nil {
+		b.log.Error("making a fence", "error", err)
+		return nil, unix.EMFILE
+	}
+	defer unix.Close(write)
+	status := b.register(rt)
+	if status == 0 {
+		// From here on only the runtime has the write end: the message's copy
+		// is closed when it has been sent.
+		m := qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Gen: rt.epoch}
+		if err := rt.out.add(m, nil, write); err == nil {
+			return rt, 0
+		}
+		b.unregister(rt)
+		status = unix.EMFILE
+	}
+	rt.fence.Close()
+	return nil, status
+}
+
+// makeFence makes the fence pipe and returns its write end.
+func (rt *runtime) makeFence() (write int, err error) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return 0, err
+	}
+	if err := unix.SetNonblock(pipe[0], true); err != nil {
+		qpair.CloseFDs(pipe[:])
+		return 0, err
+	}
+	rt.fence = os.NewFile(uintptr(pipe[0]), "fence")
+	return pipe[1], nil
+}
+
+// register waits until no other runtime has the name, and takes it.
+func (b *Broker) register(rt *runtime) unix.Errno {
+	for {
+		b.linkMu.Lock()
+		before := b.runtimes[rt.name]
+		if before == nil {
+			b.epoch++
+			rt.epoch = b.epoch
+			b.runtimes[rt.name] = rt
+			b.linkMu.Unlock()
+			return 0
+		}
+		b.linkMu.Unlock()
+		if !before.lost() {
+			return unix.EBUSY
+		}
+		select {
+		case <-before.gone:
+		case <-b.closing:
+			return unix.ESHUTDOWN
+		}
+	}
+}
+
+// unregister frees the name.
+func (b *Broker) unregister(rt *runtime) {
+	b.linkMu.Lock()
+	defer b.linkMu.Unlock()
+	delete(b.runtimes, rt.name)
+}
+
+// runtime returns the runtime of this name whose link is alive, or nil.
+func (b *Broker) runtime(name string) *runtime {
+	b.linkMu.Lock()
+	defer b.linkMu.Unlock()
+	if rt := b.runtimes[name]; rt != nil && !rt.lost() {
+		return rt
+	}
+	return nil
+}
+
+// serve serves the runtime until it is gone, or leap-wpt ends.
+func (rt *runtime) serve() {
+	b := rt.broker
+	log := b.log.With("runtime", rt.name, "pid", rt.pid, "epoch", rt.epoch)
+	log.Info("runtime connected")
+	b.events.Publish(api.Event{Kind: api.KindRuntime, Name: rt.name, State: "connected"})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := rt.out.write(rt.link); err != nil {
+			rt.fail(err)
+		}
+	})
+	fenced := false
+	wg.Go(func() { fenced = rt.watchFence() })
+	for _, p := range b.allPorts() {
+		p.reconcile()
+	}
+	err := rt.read()
+
+	rt.out.close()
+	rt.fail(err)
+	close(rt.ended)
+	if err := rt.why(); errors.Is(err, net.ErrClosed) {
+		log.Info("runtime disconnected")
+	} else {
+		log.Warn("runtime disconnected", "error", err)
+	}
+	for _, p := range b.allPorts() {
+		p.abandoned(rt)
+	}
+	wg.Wait()
+	rt.fence.Close()
+	if !fenced {
+		return // leap-wpt ends: nothing more is granted to anyone
+	}
+	b.unregister(rt)
+	close(rt.gone)
+	log.Info("runtime gone")
+	b.events.Publish(api.Event{Kind: api.KindRuntime, Name: rt.name, State: "gone"})
+	for _, p := range b.allPorts() {
+		p.released(rt)
+	}
+}
+
+// watchFence waits for the end of the fence pipe and then ends the link. It
+// reports false if leap-wpt closed the pipe. Nothing is ever written to it;
+// what is, is thrown away.
+func (rt *runtime) watchFence() bool {
+	var b [64]byte
+	for {
+		if _, err := rt.fence.Read(b[:]); err != nil {
+			rt.link.Close()
+			return !errors.Is(err, os.ErrClosed)
+		}
+	}
+}
+
+// read handles messages until the link ends, and says why it has.
+func (rt *runtime) read() error {
+	for {
+		if !rt.out.waitRoom(readRoomLimit) {
+			return errNotReading
+		}
+		m, data, fds, err := rt.link.Recv()
+		if err != nil {
+			return err
+		}
+		err = rt.receive(&m, data, fds)
+		qpair.CloseFDs(fds)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// receive handles one message. data and fds stay the caller's. An error is a
+// runtime that breaks the protocol. What it says of a port that it does not
+// hold (any more) is ignored.
+func (rt *runtime) receive(m *qpair.Message, data []byte, fds []int) error {
+	if len(fds) > 0 && m.Kind != qpair.MsgKeep || len(data) > 0 && m.Kind != qpair.MsgRelayWrite {
+		return fmt.Errorf("message %d with %d bytes of data and %d fds", m.Kind, len(data), len(fds))
+	}
+	switch m.Kind {
+	case qpair.MsgKeep, qpair.MsgFetch, qpair.MsgDrop:
+		return rt.care(m, fds)
+	case qpair.MsgDetached, qpair.MsgUnmapped, qpair.MsgStatus, qpair.MsgRelayRead, qpair.MsgRelayWrite:
+	default:
+		return fmt.Errorf("unexpected message %d", m.Kind)
+	}
+	p := rt.broker.portByID(m.Port)
+	relay := m.Kind == qpair.MsgRelayRead || m.Kind == qpair.MsgRelayWrite
+	switch {
+	case p == nil && relay:
+		return rt.out.add(qpair.Message{Kind: qpair.MsgRelayed, Port: m.Port, ID: m.ID, Status: int32(unix.EIO)}, nil)
+	case p == nil:
+		return nil
+	case relay:
+		p.startRelay(rt, m, append([]byte(nil), data...))
+		return nil
+	case m.Kind == qpair.MsgDetached:
+		return p.detached(rt)
+	case m.Kind == qpair.MsgUnmapped:
+		p.unmapped(rt, m.ID)
+		return nil
+	}
+	p.statusChanged(rt)
+	return nil
+}
+
+// relayed answers a MsgRelayRead or MsgRelayWrite.
+func (rt *runtime) relayed(r *relay, err error) {
+	m := qpair.Message{Kind: qpair.MsgRelayed, Port: r.port, ID: r.id, Status: errnoOf(err)}
+	var data []byte
+	if err == nil && !r.write {
+		data = r.data
+	}
+	// Without fds there is nothing to fail.
+	_ = rt.out.add(m, data)
+}
+
+// care is MsgKeep, MsgFetch or MsgDrop.
+func (rt *runtime) care(m *qpair.Message, fds []int) error {
+	name := qpair.NameOf(&m.Name)
+	reply := qpair.Message{Kind: qpair.MsgKept, ID: m.ID, Name: m.Name}
+	switch m.Kind {
+	case qpair.MsgDrop:
+		rt.broker.kept.drop(rt.name, name)
+		return nil
+	case qpair.MsgKeep:
+		if len(fds) != 1 {
+			return fmt.Errorf("%d fds to keep as %q", len(fds), name)
+		}
+		reply.Status = errnoOf(rt.broker.kept.keep(rt.name, name, fds[0]))
+		return rt.out.add(reply, nil)
+	}
+	fd, err := rt.broker.kept.fetch(rt.name, name)
+	if err != nil {
+		reply.Status = errnoOf(err)
+		return rt.out.add(reply, nil)
+	}
+	defer unix.Close(fd)
+	return rt.out.add(reply, nil, fd)
+}

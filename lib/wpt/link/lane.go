@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package link
+
+import (
+	"errors"
+	"time"
+
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/qpair"
+)
+
+const (
+	// batch is the most commands fetched from a queue in one turn, so that a
+	// busy guest cannot keep the poller from its neighbours.
+	batch = 64
+	// ringDeadline is how long a ring may stay unmapped while the controller
+	// is enabled. Firmware does it for a moment.
+	ringDeadline = 10 * time.Second
+)
+
+// queue is a submission queue of a lane.
+type queue struct {
+	*qpair.SQ
+	executing int    // commands that have no result yet
+	broken    bool   // the guest wrote an impossible doorbell: no more commands
+	drained   func() // Delete SQ waits for the queue's commands
+}
+
+// completions is a completion queue of a lane and the submission queues that
+// use it: one poller serves them all.
+type completions struct {
+	*qpair.CQ
+	sqs    []*queue
+	broken bool
+}
+
+// lane is a port's queues on one poller, from enable to reset. Its methods and
+// fields are for that poller only.
+type lane struct {
+	port   *Port
+	p      *poller.Poller
+	gen    uint64 // reset generation of its queues
+	view   *dma.View
+	ctrl   *controller.Controller
+	worker *controller.Worker
+
+	cqs     []*completions
+	running int // commands in execution, parked and pending ones included
+	parked  []*command
+	free    []*command
+	lists   [][]dma.Segment // long segment lists to lend
+	slots   []uint16        // scratch of fetch
+
+	shadow, events uint64 // guest pages of Doorbell Buffer Config; 0: none
+	shadowChanged  bool   // since the last commit
+
+	suspended bool   // ring memory is not mapped now
+	stopping  bool   // fetch nothing more
+	dead      bool   // publish nothing more
+	idle      func() // told once when nothing but parked event requests is running
+	admin     bool
+}
+
+// newLane makes a lane without queues and has its poller serve it.
+func (p *Port) newLane(on *poller.Poller, gen uint64, ctrl *controller.Controller) *lane {
+	l := &lane{port: p, p: on, gen: gen, ctrl: ctrl, slots: make([]uint16, 0, batch)}
+	l.view = p.space.NewView(func(f func()) { l.post(f) }, l.changed)
+	on.Add(l)
+	on.Prefer(p.pollMode(on), 1)
+	return l
+}
+
+// post runs f on the lane's poller. Pollers stop only after their lanes have
+// ended, so that f is never lost.
+func (l *lane) post(f func()) {
+	if err := l.p.Post(f); err != nil {
+		panic("link: " + l.p.Name() + " stopped under a port: " + err.Error())
+	}
+}
+
+// Poll implements poller.Source.
+func (l *lane) Poll() int {
+	if l.suspended {
+		return 0
+	}
+	n := 0
+	for _, cq := range l.cqs {
+		n += l.publish(cq)
+		if l.stopping {
+			continue
+		}
+		for _, q := range cq.sqs {
+			if q.ID == 0 {
+				n += l.fetchAdmin(q)
+			} else {
+				n += l.fetch(q)
+			}
+		}
+	}
+	return n
+}
+
+// fetchAdmin executes admin commands one at a time: the next is fetched when
+// the one before has ended. Parked event requests do not count.
+func (l *lane) fetchAdmin(q *queue) int {
+	n := 0
+	slots := l.slots
+	l.slots = slots[:0:1]
+	for q.executing == l.ctrl.Parked() && n < batch && l.fetch(q) == 1 {
+		n++
+	}
+	l.slots = slots
+	return n
+}
+
+// fetch takes new commands of a queue and executes them.
+func (l *lane) fetch(q *queue) int {
+	if q.broken {
+		return 0
+	}
+	slots, err := q.Fetch(l.slots[:0])
+	if err != nil {
+		l.broken(err, &q.broken)
+		return 0
+	}
+	for _, slot := range slots {
+		l.execute(q, slot)
+	}
+	return len(slots)
+}
+
+// find returns a completion queue of the lane.
+func (l *lane) find(id uint16) *completions {
+	for _, cq := range l.cqs {
+		if cq.ID == id {
+			return cq
+		}
+	}
+	return nil
+}
+
+// execute runs the command in a slot.
+func (l *lane) execute(q *queue, slot uint16) {
+	c := l.take()
+	c.sq, c.slot, c.SQE = q, slot, q.Slot(slot).SQE
+	l.running++
+	q.executing++
+	if q.ID == 0 {
+		l.ctrl.Admin(&c.Command)
+	} else {
+		l.worker.Execute(&c.Command)
+	}
+}
+
+// publish shows results to the guest and interrupts it.
+func (l *lane) publish(cq *completions) int {
+	if cq.broken || l.dead || cq.Pending() == 0 {
+		return 0
+	}
+	n, err := cq.Publish()
+	if n > 0 {
+		if vector, on := cq.Vector(); on {
+			l.port.fire(vector)
+		}
+	}
+	if err != nil {
+		l.broken(err, &cq.broken)
+	}
+	return n
+}
+
+// broken follows an error of a ring: memory that is not mapped now suspends
+// the lane; an impossible doorbell costs the queue; anything else the
+// controller.
+func (l *lane) broken(err error, mark *bool) {
+	switch {
+	case errors.Is(err, dma.ErrFault):
+		l.suspend()
+	case errors.Is(err, qpair.ErrDoorbell):
+		*mark = true
+		l.port.log.Warn("guest wrote an invalid doorbell value; the queue is stopped until the next reset")
+		l.port.adminPost(func(a *lane) { a.ctrl.Event(nvme.EventInvalidDoorbellValue) })
+	default:
+		l.fail(err.Error())
+	}
+}
+
+// suspend waits for the ring memory to be mapped again.
+func (l *lane) suspend() {
+	if l.suspended {
+		return
+	}
+	l.suspended = true
+	view := l.view
+	time.AfterFunc(ringDeadline, func() {
+		_ = l.p.Post(func() {
+			if l.view == view && l.suspended && !l.stopping {
+				l.fail("queue memory is not mapped")
+			}
+		})
+	})
+}
+
+// fail stops the lane and shows the guest a fatal controller status.
+func (l *lane) fail(reason string) {
+	l.stopping, l.dead = true, true
+	l.port.homePost(func() { l.port.fatal(l.gen, reason) })
+}
+
+// changed follows a change of the guest's memory map.
+func (l *lane) changed() {
+	l.suspended = false
+	for _, cq := range l.cqs {
+		cq.Rebind()
+		for _, q := range cq.sqs {
+			q.Rebind()
+		}
+	}
+	l.bindShadow()
+	parked := l.parked
+	l.parked = nil
+	for _, c := range parked {
+		if ready, st := c.Data(c.n, c.dir); ready {
+			c.Ready(st)
+		}
+	}
+}
+
+// behind reports whether leap-wpt has announced a memory map that has not
+// arrived here yet.
+func (l *lane) behind() bool { return l.view.Gen() != l.port.regs.Page.LoadMapGen() }
+
+// bindShadow points the queues at the guest's shadow doorbells. While their
+// pages are not mapped nothing can be fetched: the registers may be older.
+func (l *lane) bindShadow() {
+	if l.shadow == 0 {
+		return
+	}
+	shadow, ok1 := l.view.Pointer(l.shadow, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	events, ok2 := l.view.Pointer(l.events, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	if !ok1 || !ok2 {
+		l.suspend()
+		return
+	}
+	for _, cq := range l.cqs {
+		// The admin queue's doorbells are always the registers.
+		if cq.ID != 0 {
+			cq.SetShadow(qpair.DoorbellsAt(shadow), qpair.DoorbellsAt(events))
+		}
+		for _, q := range cq.sqs {
+			if q.ID != 0 {
+				q.SetShadow(qpair.DoorbellsAt(shadow), qpair.DoorbellsAt(events))
+			}
+		}
+	}
+}
+
+// Arm implements poller.Source.
+func (l *lane) Arm() poller.Wake {
+	if l.suspended || l.dead {
+		return poller.WakeEvent
+	}
+	for _, cq := range l.cqs {
+		if !cq.broken && cq.Arm() {
+			return poller.WakeNow
+		}
+		if l.stopping {
+			continue
+		}
+		for _, q := range cq.sqs {
+			if q.ID == 0 && q.executing > l.ctrl.Parked() {
+				continue // its end is followed by another look
+			}
+			if !q.broken && q.Arm() {
+				return poller.WakeNow
+			}
+		}
+	}
+	if l.port.mapped && !l.stopping {
+		return poller.WakeLook
+	}
+	return poller.WakeEvent
+}
+
+// Holds implements poller.Source.
+func (l *lane) Holds(addr uintptr) bool { return l.port.space.Holds(addr) }
+
+// Fault implements poller.Source: the client took away memory under an access.
+func (l *lane) Fault() { l.fail("guest memory was truncated by the client") }
+
+// take returns a command record.
+func (l *lane) take() *command {
+	if n := len(l.free); n > 0 {
+		c := l.free[n-1]
+		l.free = l.free[:n-1]
+		return c
+	}
+	c := &command{lane: l}
+	c.Init(c)
+	return c
+}
+
+// borrow lends a segment list for the largest transfer.
+func (l *lane) borrow() []dma.Segment {
+	if n := len(l.lists); n > 0 {
+		s := l.lists[n-1]
+		l.lists = l.lists[:n-1]
+		return s
+	}
+	return make([]dma.Segment, 0, dma.MaxSegments)
+}
+
+// stop ends the lane: it fetches nothing more, waits for what is in execution
+// and calls done. With publish, results still go to the guest (a clean stop:
+// the queues live on); without, the queues are dead already (a reset).
+func (l *lane) stop(publish bool, done func()) {
+	l.stopping = true
+	if !publish {
+		l.dead = true
+	}
+	// Commands that wait for a mapping have done nothing: their slots stay
+	// taken and a successor executes them.
+	parked := l.parked
+	l.parked = nil
+	for _, c := range parked {
+		c.abandoned = true
+		c.Ready(nvme.StatusCommandInterrupted)
+	}
+	l.idle = func() { l.end(); done() }
+	l.settle()
+}
+
+// settle calls idle when nothing is in execution that ends by itself.
+func (l *lane) settle() {
+	waiting := l.running
+	if l.admin {
+		waiting -= l.ctrl.Parked()
+	}
+	if l.idle == nil || waiting > 0 {
+		return
+	}
+	idle := l.idle
+	l.idle = nil
+	idle()
+}
+
+// end publishes what there is room for and gives everything back. Results
+// without room were not published: a successor executes their commands again.
+func (l *lane) end() {
+	for _, cq := range l.cqs {
+		l.publish(cq)
+	}
+	l.dead = true
+	if l.admin {
+		l.ctrl.Close() // parked event requests end without a result
+	}
+	if l.worker != nil {
+		l.worker.Close()
+	}
+	l.view.Close()
+	l.p.Prefer(l.port.pollMode(l.p), -1)
+	l.p.Remove(l)
+}

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package link
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/qpair"
+)
+
+// queues is what an enabled controller has of lanes and queues. It belongs to
+// the poller of the admin queue; it implements controller.Queues.
+type queues struct {
+	port  *Port
+	gen   uint64
+	admin *lane
+	lanes map[*poller.Poller]*lane // the admin lane among them
+	cqs   map[uint16]*lane
+	sqs   map[uint16]*lane
+}
+
+// on returns the lane on poller p, made where it is missing. Admin commands
+// are executed one at a time, and so are calls of this.
+func (s *queues) on(p *poller.Poller, then func(*lane, error)) {
+	if l := s.lanes[p]; l != nil {
+		then(l, nil)
+		return
+	}
+	admin := s.admin
+	post(p, func() {
+		l := s.port.newLane(p, s.gen, admin.ctrl)
+		worker, err := admin.ctrl.Worker(p)
+		if err != nil {
+			l.end()
+			l = nil
+		} else {
+			l.worker = worker
+			l.shadow, l.events = admin.shadow, admin.events
+		}
+		admin.post(func() {
+			if err == nil {
+				s.lanes[p] = l
+			}
+			then(l, err)
+		})
+	})
+}
+
+// post runs f on p, which outlives its lanes.
+func post(p *poller.Poller, f func()) {
+	if err := p.Post(f); err != nil {
+		panic("link: " + p.Name() + " stopped under a port: " + err.Error())
+	}
+}
+
+// CreateCQ implements controller.Queues.
+func (s *queues) CreateCQ(cmd nvme.CreateCQ, addr uint64, done func(nvme.Status)) {
+	entries := uint32(cmd.QSIZE) + 1
+	switch {
+	case cmd.QID == 0 || cmd.QID >= qpair.MaxQueues || s.cqs[cmd.QID] != nil:
+		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		return
+	case entries < 2 || entries > qpair.MaxEntries:
+		done(nvme.StatusInvalidQueueSize | nvme.StatusDNR)
+		return
+	case cmd.IV >= qpair.Vectors:
+		done(nvme.StatusInvalidInterruptVector | nvme.StatusDNR)
+		return
+	case !cmd.PC:
+		done(nvme.StatusInvalidField | nvme.StatusDNR)
+		return
+	case addr%qpair.PageSize != 0:
+		done(nvme.StatusInvalidPRPOffset | nvme.StatusDNR)
+		return
+	}
+	s.on(s.port.pollerFor(cmd.QID), func(l *lane, err error) {
+		if err != nil {
+			s.port.log.Error("queue cannot be served", "qid", cmd.QID, "err", err)
+			done(nvme.StatusInternalError)
+			return
+		}
+		s.cqs[cmd.QID] = l
+		l.post(func() {
+			bells := s.port.bells.Page
+			atomic.StoreUint32(bells.CQHead(int(cmd.QID)), 0)
+			l.clearShadow(func(d *qpair.Doorbells) *uint32 { return d.CQHead(int(cmd.QID)) })
+			s.port.state.Page.CQ[cmd.QID].Create(s.gen, addr, entries, uint32(cmd.IV), cmd.IEN)
+			l.addCQ(cmd.QID)
+			s.admin.post(func() { done(nvme.StatusSuccess) })
+		})
+	})
+}
+
+// CreateSQ implements controller.Queues. The queue is served by the poller of
+// its completion queue.
+func (s *queues) CreateSQ(cmd nvme.CreateSQ, addr uint64, done func(nvme.Status)) {
+	entries := uint32(cmd.QSIZE) + 1
+	l := s.cqs[cmd.CQID]
+	switch {
+	case cmd.QID == 0 || cmd.QID >= qpair.MaxQueues || s.sqs[cmd.QID] != nil:
+		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		return
+	case cmd.CQID == 0 || l == nil:
+		done(nvme.StatusCompletionQueueInvalid | nvme.StatusDNR)
+		return
+	case entries < 2 || entries > qpair.MaxEntries:
+		done(nvme.StatusInvalidQueueSize | nvme.StatusDNR)
+		return
+	case !cmd.PC:
+		done(nvme.StatusInvalidField | nvme.StatusDNR)
+		return
+	case addr%qpair.PageSize != 0:
+		done(nvme.StatusInvalidPRPOffset | nvme.StatusDNR)
+		return
+	}
+	s.sqs[cmd.QID] = l
+	l.post(func() {
+		bells := s.port.bells.Page
+		atomic.StoreUint32(bells.SQTail(int(cmd.QID)), 0)
+		l.clearShadow(func(d *qpair.Doorbells) *uint32 { return d.SQTail(int(cmd.QID)) })
+		s.port.state.Page.SQ[cmd.QID].Create(s.gen, addr, entries, uint32(cmd.CQID))
+		l.addSQ(cmd.QID)
+		s.admin.post(func() { done(nvme.StatusSuccess) })
+	})
+}
+
+// DeleteSQ implements controller.Queues: commands of the queue end first.
+func (s *queues) DeleteSQ(qid uint16, done func(nvme.Status)) {
+	l := s.sqs[qid]
+	if qid == 0 || l == nil {
+		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		return
+	}
+	delete(s.sqs, qid)
+	l.post(func() {
+		l.deleteSQ(qid, func() { s.admin.post(func() { done(nvme.StatusSuccess) }) })
+	})
+}
+
+// DeleteCQ implements controller.Queues.
+func (s *queues) DeleteCQ(qid uint16, done func(nvme.Status)) {
+	l := s.cqs[qid]
+	if qid == 0 || l == nil {
+		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		return
+	}
+	l.post(func() {
+		st := l.deleteCQ(qid)
+		s.admin.post(func() {
+			if st == nvme.StatusSuccess {
+				delete(s.cqs, qid)
+			}
+			done(st)
+		})
+	})
+}
+
+// CanShadow implements controller.Queues: shadow doorbells need memory that
+// both sides can access.
+func (s *queues) CanShadow() bool { return !s.port.relayed }
+
+// Shadow implements controller.Queues.
+func (s *queues) Shadow(shadow, events uint64, done func(nvme.Status)) {
+	if shadow%qpair.PageSize != 0 || events%qpair.PageSize != 0 {
+		done(nvme.StatusInvalidPRPOffset | nvme.StatusDNR)
+		return
+	}
+	left := len(s.lanes)
+	var result nvme.Status
+	for _, l := range s.lanes {
+		l.post(func() {
+			ok := l.setShadow(shadow, events)
+			s.admin.post(func() {
+				if !ok {
+					result = nvme.StatusInvalidField | nvme.StatusDNR
+				}
+				if left--; left == 0 {
+					done(result)
+				}
+			})
+		})
+	}
+}
+
+// stop ends all lanes, the admin lane first, so that no command makes new
+// ones; done is called on the admin poller.
+func (s *queues) stop(publish bool, done func()) {
+	s.admin.stop(publish, func() {
+		left := len(s.lanes)
+		for _, l := range s.lanes {
+			if l == s.admin {
+				continue
+			}
+			l.post(func() {
+				l.stop(publish, func() {
+					s.admin.post(func() {
+						if left--; left == 0 {
+							done()
+						}
+					})
+				})
+			})
+		}
+		if left--; left == 0 {
+			done()
+		}
+	})
+}
+
+// addCQ serves the completion queue of a valid page.
+func (l *lane) addCQ(qid uint16) *completions {
+	cq := &completions{CQ: qpair.NewCQ(qid, &l.port.state.Page.CQ[qid], l.view, l.port.bells.Page)}
+	l.cqs = append(l.cqs, cq)
+	l.bindShadow()
+	return cq
+}
+
+// addSQ serves the submission queue of a valid page, whose completion queue the
+// lane has.
+func (l *lane) addSQ(qid uint16) *queue {
+	page := &l.port.state.Page.SQ[qid]
+	cq := l.find(uint16(page.CQID))
+	q := &queue{SQ: qpair.NewSQ(qid, page, cq.CQ, l.view, l.port.bells.Page)}
+	cq.sqs = append(cq.sqs, q)
+	l.bindShadow()
+	return q
+}
+
+// deleteSQ removes a submission queue when its commands have ended.
+func (l *lane) deleteSQ(qid uint16, done func()) {
+	for _, cq := range l.cqs {
+		for i, q := range cq.sqs {
+			if q.ID != qid {
+				continue
+			}
+			q.broken = true // fetch nothing more
+			q.drained = func() {
+				q.drained = nil
+				l.publish(cq)
+				cq.Forget(q.SQ)
+				cq.sqs = append(cq.sqs[:i:i], cq.sqs[i+1:]...)
+				l.port.state.Page.SQ[qid].Delete()
+				done()
+			}
+			if q.executing == 0 {
+				q.drained()
+			}
+			return
+		}
+	}
+	done()
+}
+
+// deleteCQ removes a completion queue that no submission queue uses.
+func (l *lane) deleteCQ(qid uint16) nvme.Status {
+	for i, cq := range l.cqs {
+		if cq.ID != qid {
+			continue
+		}
+		if len(cq.sqs) > 0 {
+			return nvme.StatusInvalidQueueDeletion | nvme.StatusDNR
+		}
+		l.cqs = append(l.cqs[:i:i], l.cqs[i+1:]...)
+		l.port.state.Page.CQ[qid].Delete()
+		return nvme.StatusSuccess
+	}
+	return nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR
+}
+
+// setShadow begins the use of shadow doorbells: what the guest has published
+// so far in the registers is copied first, since it may never write it again.
+func (l *lane) setShadow(shadow, events uint64) bool {
+	sp, ok1 := l.view.Pointer(shadow, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	ep, ok2 := l.view.Pointer(events, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	if !ok1 || !ok2 {
+		return false
+	}
+	bells := l.port.bells.Page
+	for _, page := range []*qpair.Doorbells{qpair.DoorbellsAt(sp), qpair.DoorbellsAt(ep)} {
+		for _, cq := range l.cqs {
+			if cq.ID != 0 {
+				atomic.StoreUint32(page.CQHead(int(cq.ID)), atomic.LoadUint32(bells.CQHead(int(cq.ID))))
+			}
+			for _, q := range cq.sqs {
+				if q.ID != 0 {
+					atomic.StoreUint32(page.SQTail(int(q.ID)), atomic.LoadUint32(bells.SQTail(int(q.ID))))
+				}
+			}
+		}
+	}
+	l.shadow, l.events, l.shadowChanged = shadow, events, true
+	l.bindShadow()
+	return true
+}
+
+// clearShadow zeroes a new queue's word in the shadow pages, if they are used
+// and mapped.
+func (l *lane) clearShadow(word func(*qpair.Doorbells) *uint32) {
+	if l.shadow == 0 {
+		return
+	}
+	for _, addr := range []uint64{l.shadow, l.events} {
+		if p, ok := l.view.Pointer(addr, qpair.PageSize, dma.ProtRead|dma.ProtWrite); ok {
+			atomic.StoreUint32(word(qpair.DoorbellsAt(p)), 0)
+		}
+	}
+}
+
+// adopt serves the queues that a runtime before this one has left, valid in
+// generation gen, from qid on; done is called on the admin poller.
+func (s *queues) adopt(qid uint16, done func(error)) {
+	state := s.port.state.Page
+	for qid < qpair.MaxQueues && !state.CQ[qid].Valid(s.gen) {
+		qid++
+	}
+	if qid == qpair.MaxQueues {
+		done(nil)
+		return
+	}
+	p := s.admin.p
+	if qid != 0 {
+		p = s.port.pollerFor(qid)
+	}
+	s.on(p, func(l *lane, err error) {
+		if err != nil {
+			done(err)
+			return
+		}
+		s.cqs[qid] = l
+		for id := range state.SQ {
+			if state.SQ[id].Valid(s.gen) && state.SQ[id].CQID == uint32(qid) {
+				s.sqs[uint16(id)] = l
+			}
+		}
+		l.post(func() {
+			err := l.adopt(qid)
+			s.admin.post(func() {
+				if err != nil {
+					done(err)
+					return
+				}
+				s.adopt(qid+1, done)
+			})
+		})
+	})
+}
+
+// adopt serves completion queue qid and its submission queues again: what was
+// final is published, what was not is executed again.
+func (l *lane) adopt(qid uint16) error {
+	state := l.port.state.Page
+	cq := l.addCQ(qid)
+	byID := make(map[uint16]*queue)
+	var sqs []*qpair.SQ
+	for id := range state.SQ {
+		if page := &state.SQ[id]; page.Valid(l.gen) && page.CQID == uint32(qid) {
+			q := l.addSQ(uint16(id))
+			byID[q.ID] = q
+			sqs = append(sqs, q.SQ)
+		}
+	}
+	redo, err := cq.Recover(sqs)
+	if err != nil {
+		return fmt.Errorf("recovering completion queue %d: %w", qid, err)
+	}
+	for _, o := range redo {
+		l.execute(byID[o.SQ.ID], o.Slot)
+	}
+	if vector, on := cq.Vector(); on {
+		l.port.fire(vector)
+	}
+	return nil
+}
+
+var _ controller.Queues = (*queues)(nil)
