@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/volume"
+)
+
+// stateVersion is the version of record.
+const stateVersion = 1
+
+// record is the content of STATE/NAME.json: what exists, in the order it is
+// made again.
+type record struct {
+	Volumes    []volume.Spec     `json:"volumes"`
+	Subsystems []subsystemRecord `json:"subsystems"`
+}
+
+// subsystemRecord is a subsystem as it is kept.
+type subsystemRecord struct {
+	Name       string            `json:"name"`
+	NQN        string            `json:"nqn"`
+	UUID       string            `json:"uuid"`
+	Implicit   bool              `json:"implicit"`
+	AllowAny   bool              `json:"allow_any"`
+	Hosts      []string          `json:"hosts"`
+	Namespaces []namespaceRecord `json:"namespaces"`
+}
+
+// namespaceRecord is a namespace as it is kept.
+type namespaceRecord struct {
+	NSID   uint32 `json:"nsid"`
+	Volume string `json:"volume"`
+	Shared bool   `json:"shared"`
+}
+
+// openRecords opens the state file and the folders of facts.
+func (r *Runtime) openRecords() error {
+	paths := r.cfg.Paths
+	r.state = api.NewStateFile[record](paths.StateFile(r.cfg.Name), stateVersion, nil)
+	var err error
+	if r.volumeFacts, err = api.OpenFacts(paths.Facts(api.KindVolume), r.cfg.Name); err != nil {
+		return err
+	}
+	if r.subsystemFacts, err = api.OpenFacts(paths.Facts(api.KindSubsystem), r.cfg.Name); err != nil {
+		return err
+	}
+	return r.clearFacts()
+}
+
+// clearFacts removes this runtime's facts.
+func (r *Runtime) clearFacts() error {
+	return errors.Join(r.volumeFacts.Clear(), r.subsystemFacts.Clear())
+}
+
+// save keeps what exists. r.mu is held.
+func (r *Runtime) save() error {
+	var rec record
+	for _, name := range slices.Sorted(maps.Keys(r.volumes)) {
+		rec.Volumes = append(rec.Volumes, r.volumes[name].spec)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.subsystems)) {
+		rec.Subsystems = append(rec.Subsystems, r.subsystems[name].rec)
+	}
+	return r.state.Save(rec)
+}
+
+// showVolume writes the facts of a volume. r.mu is held. Facts follow the
+// truth; that a full disk keeps one from being written is only worth a line.
+func (r *Runtime) showVolume(v *vol) {
+	name := v.spec.Name
+	_, err := r.volumeFacts.Add(name)
+	state, _ := v.state()
+	values := map[string]string{"kind": v.spec.Kind, "state": state, "uuid": v.spec.UUID}
+	if v.volume != nil {
+		info := v.volume.Info()
+		values["size"] = strconv.FormatUint(info.Size, 10)
+		values["block"] = strconv.FormatUint(uint64(info.Block), 10)
+	}
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		err = errors.Join(err, r.volumeFacts.Set(name, key, values[key]))
+	}
+	r.logFacts(errors.Join(err, r.volumeFacts.SetLines(name, "used-by", r.users(name))))
+}
+
+// showSubsystem writes the facts of a subsystem. r.mu is held.
+func (r *Runtime) showSubsystem(s *subsystem) {
+	name := s.rec.Name
+	_, err := r.subsystemFacts.Add(name)
+	err = errors.Join(err,
+		r.subsystemFacts.Set(name, "nqn", s.rec.NQN),
+		r.subsystemFacts.Set(name, "serial", s.model.Serial))
+	var lines []string
+	for _, ns := range s.rec.Namespaces {
+		lines = append(lines, fmt.Sprintf("%d\t%s", ns.NSID, ns.Volume))
+	}
+	r.logFacts(errors.Join(err, r.subsystemFacts.SetLines(name, "namespaces", lines)))
+}
+
+func (r *Runtime) logFacts(err error) {
+	if err != nil {
+		r.log.Error("facts cannot be written", "err", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Package soc is the storage runtime, the body of leap-soc: it owns pollers,
+// volumes and subsystems, serves the control API, and follows the link to
+// leap-wpt.
+//
+//	soc.go         start and stop, in order
+//	attach.go      the link to leap-wpt: attach, serve, attach again
+//	volumes.go     volumes: made, opened again, deleted
+//	subsystems.go  subsystems, namespaces, hosts
+//	record.go      what is kept in STATE and what is shown as facts in RUN
+//	handlers.go    the control API
+//
+// What exists is changed under one lock (Runtime.mu) by the API only; every
+// change is kept in the state file before it is reported as done. Pollers never
+// take that lock.
+package soc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/wpt/link"
+)
+
+// Config describes a runtime.
+type Config struct {
+	Paths   api.Paths
+	Name    string // of the runtime; empty: api.DefaultRuntime
+	Version string
+	// CPUs has one poller pinned to each; empty: one poller that is not pinned.
+	CPUs []int
+	Poll poller.Mode
+	Log  *slog.Logger
+}
+
+// Runtime is a running leap-soc.
+type Runtime struct {
+	cfg     Config
+	log     *slog.Logger
+	since   time.Time
+	pollers []*poller.Poller
+	ports   *link.Ports
+	events  api.Events
+
+	state          *api.StateFile[record]
+	volumeFacts    *api.Facts
+	subsystemFacts *api.Facts
+
+	mu         sync.Mutex
+	volumes    map[string]*vol
+	subsystems map[string]*subsystem
+
+	linkMu sync.Mutex
+	client *link.Client // nil while there is no link
+}
+
+// linkWait is how long a start waits for leap-wpt: what it keeps for this
+// runtime is needed to open volumes that live in memory.
+const linkWait = 5 * time.Second
+
+// Run serves until ctx ends, then stops: nothing more is fetched, what is in
+// flight ends, and every controller stays enabled in leap-wpt for the next
+// runtime.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Name == "" {
+		cfg.Name = api.DefaultRuntime
+	}
+	socket, err := cfg.Paths.RuntimeSocket(cfg.Name)
+	if err != nil {
+		return err
+	}
+	pid, err := api.LockPidFile(cfg.Paths.PidFile(cfg.Name))
+	if err != nil {
+		return err
+	}
+	defer pid.Close()
+	listener, err := api.Listen(socket, "unix", 0o600)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	r := &Runtime{
+		cfg: cfg, log: cfg.Log, since: time.Now(),
+		volumes: make(map[string]*vol), subsystems: make(map[string]*subsystem),
+	}
+	if err := r.openRecords(); err != nil {
+		return err
+	}
+	first, err := r.firstLink(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.startPollers(first); err != nil {
+		r.dropLink(first)
+		return err
+	}
+	defer r.stopPollers()
+	r.ports = link.NewPorts(r.pollers, r.resolve)
+	if err := r.load(ctx); err != nil {
+		r.dropLink(first)
+		return err
+	}
+	defer r.closeVolumes()
+
+	server := api.NewServer(r.mux())
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	linked := make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { defer close(linked); r.keepLink(ctx, first) }()
+	err = pid.Ready()
+	if err == nil {
+		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
+		select {
+		case <-ctx.Done():
+		case err = <-served:
+		}
+	}
+	cancel()
+	<-linked
+	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
+	defer done()
+	return errors.Join(err, server.Shutdown(stop), r.clearFacts())
+}
+
+// startPollers starts the pollers, fenced by the link if there is one.
+func (r *Runtime) startPollers(c *link.Client) error {
+	fence := -1
+	if c != nil {
+		fence = c.Fence()
+	}
+	cpus := r.cfg.CPUs
+	if len(cpus) == 0 {
+		cpus = []int{-1}
+	}
+	// Control work and the garbage collector need processors that pollers,
+	// which may spin, do not hold.
+	if need := len(cpus) + 2; runtime.GOMAXPROCS(0) < need {
+		runtime.GOMAXPROCS(need)
+	}
+	for i, cpu := range cpus {
+		p, err := poller.Start(poller.Config{Name: "poller-" + strconv.Itoa(i), CPU: cpu, Mode: r.cfg.Poll, Fence: fence})
+		if err != nil {
+			r.stopPollers()
+			return err
+		}
+		r.pollers = append(r.pollers, p)
+	}
+	if _, why := r.ring(); why != nil {
+		r.log.Warn("no io_uring: files are served by a pool of threads", "reason", why)
+	}
+	return nil
+}
+
+// ring asks the first poller for its io_uring.
+func (r *Runtime) ring() (ok bool, why error) {
+	_ = r.pollers[0].Do(func() {
+		ring, err := r.pollers[0].Ring()
+		ok, why = ring != nil, err
+	})
+	return ok, why
+}
+
+func (r *Runtime) stopPollers() {
+	for _, p := range r.pollers {
+		p.Stop()
+	}
+}
+
+// resolve finds the subsystem that a port is bound to. It is called by the
+// goroutine that follows the link.
+func (r *Runtime) resolve(name string) *controller.Subsystem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.findSubsystem(name)
+	if err != nil || s.notReady() != nil {
+		return nil
+	}
+	return s.model
+}
+
+// publish tells whoever watches.
+func (r *Runtime) publish(kind, name, state, detail string) {
+	r.events.Publish(api.Event{Time: time.Now(), Kind: kind, Name: name, State: state, Detail: detail})
+}
+
+// info describes the runtime.
+func (r *Runtime) info() api.RuntimeInfo {
+	uring, _ := r.ring()
+	info := api.RuntimeInfo{
+		Name: r.cfg.Name, Version: r.cfg.Version, PID: pidOf(), Since: r.since, Uptime: time.Since(r.since),
+		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring,
+	}
+	queues := make(map[string]int)
+	for _, p := range r.ports.List() {
+		for _, q := range p.Queues() {
+			queues[q.Poller]++
+		}
+	}
+	for i, p := range r.pollers {
+		info.Pollers = append(info.Pollers, api.PollerInfo{ID: i, CPU: p.CPU(), Queues: queues[p.Name()]})
+	}
+	return info
+}
+
+// errorf adds the thing to an error.
+func errorf(what, name string, err error) error { return fmt.Errorf("%s %s: %w", what, name, err) }

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/units"
+)
+
+// subsystem is a subsystem that exists: what is kept of it, and the model that
+// hosts see.
+type subsystem struct {
+	rec   subsystemRecord
+	model *controller.Subsystem
+	// failed has the volumes that could not be opened after a restart. The
+	// subsystem is not shown to anybody while there are any: a drive that is
+	// gone for a moment would be gone for good.
+	failed []string
+}
+
+// notReady says why the subsystem cannot be shown, or nil.
+func (s *subsystem) notReady() error {
+	if len(s.failed) == 0 {
+		return nil
+	}
+	return fmt.Errorf("volume %s failed", strings.Join(s.failed, ", "))
+}
+
+// newModel makes the model of a record without its namespaces.
+func newModel(rec *subsystemRecord) (*controller.Subsystem, error) {
+	id, err := nvme.ParseUUID(rec.UUID)
+	if err != nil {
+		return nil, errorf("subsystem", rec.Name, err)
+	}
+	return controller.NewSubsystem(rec.NQN, id.SerialNumber()), nil
+}
+
+// revive makes a subsystem of the state file. r.mu is held.
+func (r *Runtime) revive(rec subsystemRecord) *subsystem {
+	s := &subsystem{rec: rec}
+	var err error
+	if s.model, err = newModel(&rec); err != nil {
+		// Without its UUID a subsystem has no serial; its NQN still names it.
+		r.log.Error("state file", "err", err)
+		s.model = controller.NewSubsystem(rec.NQN, "")
+	}
+	for _, ns := range rec.Namespaces {
+		if err := r.show(s, ns); err != nil {
+			r.log.Error("namespace cannot be shown", "subsystem", rec.Name, "nsid", ns.NSID, "err", err)
+			s.failed = append(s.failed, ns.Volume)
+		}
+	}
+	r.showSubsystem(s)
+	return s
+}
+
+// show adds a namespace to the model. r.mu is held.
+func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
+	v, err := r.findVolume(ns.Volume)
+	if err != nil {
+		return err
+	}
+	if v.volume == nil {
+		return fault.Errorf(fault.Failure, "", "", "volume %s is not ready: %w", ns.Volume, v.err)
+	}
+	id, err := nvme.ParseUUID(v.spec.UUID)
+	if err != nil {
+		return errorf("volume", ns.Volume, err)
+	}
+	return s.model.Add(&controller.Namespace{
+		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared,
+	})
+}
+
+// findSubsystem returns a subsystem by name or NQN. r.mu is held.
+func (r *Runtime) findSubsystem(name string) (*subsystem, error) {
+	if s := r.subsystems[name]; s != nil {
+		return s, nil
+	}
+	if api.IsNQN(name) {
+		for _, s := range r.subsystems {
+			if s.rec.NQN == name {
+				return s, nil
+			}
+		}
+	}
+	return nil, fault.Errorf(fault.NotFound, "", "", "no subsystem %s", name)
+}
+
+// createSubsystem makes a subsystem and the namespaces of its volumes: all of
+// it or nothing.
+func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old, err := r.findSubsystem(in.Name); err == nil {
+		if in.ExistOK && sameSubsystem(old, in) {
+			return r.describeSubsystem(old), nil
+		}
+		return api.Subsystem{}, fault.Errorf(fault.Exists, "", "", "subsystem %s exists already", in.Name)
+	}
+	id := nvme.NewUUID()
+	s := &subsystem{rec: subsystemRecord{
+		Name: in.Name, NQN: in.NQN, UUID: id.String(), Implicit: in.Implicit, AllowAny: in.AllowAny,
+	}}
+	switch {
+	case s.rec.NQN == "" && api.IsNQN(in.Name):
+		s.rec.NQN = in.Name
+	case s.rec.NQN == "":
+		s.rec.NQN = id.NQN()
+	}
+	if other, err := r.findSubsystem(s.rec.NQN); err == nil {
+		return api.Subsystem{}, fault.Errorf(fault.Exists, "", "", "subsystem %s has NQN %s already", other.rec.Name, s.rec.NQN)
+	}
+	var err error
+	if s.model, err = newModel(&s.rec); err != nil {
+		return api.Subsystem{}, err
+	}
+	for i, name := range in.Volumes {
+		ns := namespaceRecord{NSID: uint32(i) + 1, Volume: name, Shared: in.Shared}
+		if err := r.mayUse(s, ns); err != nil {
+			return api.Subsystem{}, err
+		}
+		if err := r.show(s, ns); err != nil {
+			return api.Subsystem{}, err
+		}
+		s.rec.Namespaces = append(s.rec.Namespaces, ns)
+	}
+	r.subsystems[in.Name] = s
+	if err := r.save(); err != nil {
+		delete(r.subsystems, in.Name)
+		return api.Subsystem{}, err
+	}
+	r.changed(s, "created")
+	return r.describeSubsystem(s), nil
+}
+
+// sameSubsystem reports whether the words of a request describe a subsystem
+// that exists.
+func sameSubsystem(s *subsystem, in api.SubsystemSpec) bool {
+	same := (in.NQN == "" || in.NQN == s.rec.NQN) && in.AllowAny == s.rec.AllowAny && in.Implicit == s.rec.Implicit
+	if len(in.Volumes) == 0 {
+		return same && !in.Implicit
+	}
+	return same && slices.EqualFunc(s.rec.Namespaces, in.Volumes, func(ns namespaceRecord, v string) bool {
+		return ns.Volume == v && ns.Shared == in.Shared
+	})
+}
+
+// mayUse checks that a volume may be used once more: a second use, or a first
+// one that is not to stay alone, must be shared on both sides. r.mu is held; s
+// may not be in the table yet.
+func (r *Runtime) mayUse(s *subsystem, ns namespaceRecord) error {
+	check := func(o *subsystem) error {
+		for _, other := range o.rec.Namespaces {
+			if other.Volume == ns.Volume && !(other.Shared && ns.Shared) {
+				return fault.Errorf(fault.Exists, "", "", "volume %s is in use by namespace %s/%d", ns.Volume, o.rec.Name, other.NSID).
+					Hint("--shared on every use lets several uses see the same blocks")
+			}
+		}
+		return nil
+	}
+	for _, o := range r.subsystems {
+		if err := check(o); err != nil {
+			return err
+		}
+	}
+	if r.subsystems[s.rec.Name] == nil {
+		return check(s)
+	}
+	return nil
+}
+
+// changed follows a change of a subsystem. r.mu is held.
+func (r *Runtime) changed(s *subsystem, what string) {
+	r.showSubsystem(s)
+	for _, ns := range s.rec.Namespaces {
+		if v := r.volumes[ns.Volume]; v != nil {
+			r.showVolume(v)
+		}
+	}
+	r.publish(api.KindSubsystem, s.rec.Name, what, "")
+	// Ports look for their subsystem under r.mu.
+	go r.ports.SubsystemChanged(s.rec.Name, s.rec.NQN)
+}
+
+// deleteSubsystem removes a subsystem that no port of this runtime shows.
+func (r *Runtime) deleteSubsystem(ctx context.Context, name string) error {
+	r.mu.Lock()
+	s, err := r.findSubsystem(name)
+	if err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	if ports := r.portsOf(s); len(ports) > 0 {
+		r.mu.Unlock()
+		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by port %s", s.rec.Name, join(ports)).
+			Hint("`leap-qmap unmap " + ports[0] + "` frees it")
+	}
+	delete(r.subsystems, s.rec.Name)
+	if err := r.save(); err != nil {
+		r.subsystems[s.rec.Name] = s
+		r.mu.Unlock()
+		return err
+	}
+	r.logFacts(r.subsystemFacts.Remove(s.rec.Name))
+	volumes := s.rec.Namespaces
+	s.rec.Namespaces = nil
+	for _, ns := range volumes {
+		if v := r.volumes[ns.Volume]; v != nil {
+			r.showVolume(v)
+		}
+	}
+	r.publish(api.KindSubsystem, s.rec.Name, "deleted", "")
+	r.mu.Unlock()
+	// A controller may still be ending; its namespaces are let go first.
+	for _, ns := range volumes {
+		if err := drain(ctx, s, ns.NSID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drain takes a namespace out of the model and waits until no controller has
+// commands on it.
+func drain(ctx context.Context, s *subsystem, nsid uint32) error {
+	done := make(chan struct{})
+	if !s.model.Remove(nsid, func() { close(done) }) {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fault.Errorf(fault.Timeout, "", "", "commands on namespace %s/%d are still under way: %w", s.rec.Name, nsid, ctx.Err())
+	}
+}
+
+// addNamespace shows a volume in a subsystem.
+func (r *Runtime) addNamespace(name string, in api.NamespaceSpec) (api.Namespace, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.findSubsystem(name)
+	if err != nil {
+		return api.Namespace{}, err
+	}
+	for _, ns := range s.rec.Namespaces {
+		same := ns.Volume == in.Volume && (in.NSID == 0 || ns.NSID == in.NSID)
+		switch {
+		case same && in.ExistOK && ns.Shared == in.Shared:
+			return r.describeNamespace(s, ns), nil
+		case in.NSID != 0 && ns.NSID == in.NSID:
+			return api.Namespace{}, fault.Errorf(fault.Exists, "", "", "namespace %s/%d shows volume %s already", s.rec.Name, ns.NSID, ns.Volume)
+		}
+	}
+	ns := namespaceRecord{NSID: in.NSID, Volume: in.Volume, Shared: in.Shared}
+	if ns.NSID == 0 {
+		ns.NSID = lowestFree(s.rec.Namespaces)
+	}
+	if ns.NSID > controller.MaxNamespaces {
+		return api.Namespace{}, fault.Errorf(fault.Usage, "", "", "nsid %d: the largest is %d", ns.NSID, controller.MaxNamespaces)
+	}
+	if err := r.mayUse(s, ns); err != nil {
+		return api.Namespace{}, err
+	}
+	if err := r.show(s, ns); err != nil {
+		return api.Namespace{}, err
+	}
+	before := s.rec.Namespaces
+	s.rec.Namespaces = append(slices.Clone(before), ns)
+	slices.SortFunc(s.rec.Namespaces, func(a, b namespaceRecord) int { return cmp.Compare(a.NSID, b.NSID) })
+	if err := r.save(); err != nil {
+		s.rec.Namespaces = before
+		s.model.Remove(ns.NSID, func() {})
+		return api.Namespace{}, err
+	}
+	r.changed(s, "changed")
+	r.publish(api.KindNamespace, fmt.Sprintf("%s/%d", s.rec.Name, ns.NSID), "added", ns.Volume)
+	return r.describeNamespace(s, ns), nil
+}
+
+// lowestFree returns the lowest NSID that is free.
+func lowestFree(used []namespaceRecord) uint32 {
+	id := uint32(1)
+	for _, ns := range used { // ascending
+		if ns.NSID == id {
+			id++
+		}
+	}
+	return id
+}
+
+// removeNamespace takes a volume out of a subsystem. It returns when no host
+// has commands on it in flight.
+func (r *Runtime) removeNamespace(ctx context.Context, name string, nsid uint32) error {
+	r.mu.Lock()
+	s, err := r.findSubsystem(name)
+	if err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	i := slices.IndexFunc(s.rec.Namespaces, func(ns namespaceRecord) bool { return ns.NSID == nsid })
+	if i < 0 {
+		r.mu.Unlock()
+		return fault.Errorf(fault.NotFound, "", "", "subsystem %s has no namespace %d", s.rec.Name, nsid)
+	}
+	before := s.rec.Namespaces
+	gone := before[i]
+	s.rec.Namespaces = slices.Delete(slices.Clone(before), i, i+1)
+	if err := r.save(); err != nil {
+		s.rec.Namespaces = before
+		r.mu.Unlock()
+		return err
+	}
+	s.failed = slices.DeleteFunc(s.failed, func(v string) bool { return v == gone.Volume })
+	r.changed(s, "changed")
+	if v := r.volumes[gone.Volume]; v != nil {
+		r.showVolume(v)
+	}
+	r.publish(api.KindNamespace, fmt.Sprintf("%s/%d", s.rec.Name, nsid), "removed", gone.Volume)
+	r.mu.Unlock()
+	return drain(ctx, s, nsid)
+}
+
+// allow lets a host in (or out, with deny); host is an NQN or api.HostAny.
+func (r *Runtime) allow(name, host string, deny bool) (api.Subsystem, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := r.findSubsystem(name)
+	if err != nil {
+		return api.Subsystem{}, err
+	}
+	before := s.rec
+	has := slices.Contains(s.rec.Hosts, host)
+	switch {
+	case host == api.HostAny:
+		s.rec.AllowAny = !deny
+	case deny && !has:
+		return api.Subsystem{}, fault.Errorf(fault.NotFound, "", "", "subsystem %s does not allow host %s", s.rec.Name, host)
+	case deny:
+		s.rec.Hosts = slices.DeleteFunc(slices.Clone(before.Hosts), func(h string) bool { return h == host })
+	case !has:
+		s.rec.Hosts = append(slices.Clone(before.Hosts), host)
+		slices.Sort(s.rec.Hosts)
+	}
+	if err := r.save(); err != nil {
+		s.rec = before
+		return api.Subsystem{}, err
+	}
+	r.publish(api.KindSubsystem, s.rec.Name, "changed", "")
+	return r.describeSubsystem(s), nil
+}
+
+// portsOf lists the ports that show a subsystem.
+func (r *Runtime) portsOf(s *subsystem) []string {
+	var names []string
+	for _, p := range r.ports.List() {
+		if p.Subsystem == s.rec.Name || p.Subsystem == s.rec.NQN {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// describeSubsystem is what the API says of a subsystem. r.mu is held.
+func (r *Runtime) describeSubsystem(s *subsystem) api.Subsystem {
+	out := api.Subsystem{
+		Name: s.rec.Name, NQN: s.rec.NQN, Serial: s.model.Serial, UUID: s.rec.UUID, Implicit: s.rec.Implicit,
+		AllowAny: s.rec.AllowAny, Hosts: s.rec.Hosts, Ports: r.portsOf(s),
+	}
+	for _, ns := range s.rec.Namespaces {
+		out.Namespaces = append(out.Namespaces, r.describeNamespace(s, ns))
+	}
+	return out
+}
+
+// describeNamespace is what the API says of a namespace. r.mu is held.
+func (r *Runtime) describeNamespace(s *subsystem, ns namespaceRecord) api.Namespace {
+	out := api.Namespace{Subsystem: s.rec.Name, NSID: ns.NSID, Volume: ns.Volume, Shared: ns.Shared}
+	if v := r.volumes[ns.Volume]; v != nil {
+		out.UUID = v.spec.UUID
+		if v.volume != nil {
+			info := v.volume.Info()
+			out.Size, out.Block = units.Size(info.Size), units.Size(info.Block)
+		}
+	}
+	return out
+}
+
+// listSubsystems returns all subsystems by name.
+func (r *Runtime) listSubsystems() []api.Subsystem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]api.Subsystem, 0, len(r.subsystems))
+	for _, s := range r.subsystems {
+		all = append(all, r.describeSubsystem(s))
+	}
+	slices.SortFunc(all, func(a, b api.Subsystem) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+func join(words []string) string { return strings.Join(words, ", ") }

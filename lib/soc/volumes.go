@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/units"
+	"github.com/leapio/leapio/lib/volume"
+	"github.com/leapio/leapio/lib/volume/file"
+	"github.com/leapio/leapio/lib/volume/mem"
+	"github.com/leapio/leapio/lib/volume/null"
+)
+
+// kinds are the kinds of volumes this build knows.
+var kinds = map[string]volume.Kind{
+	file.Kind.Name: file.Kind,
+	mem.Kind.Name:  mem.Kind,
+	null.Kind.Name: null.Kind,
+}
+
+// States of a volume, as facts and events say them.
+const (
+	volumeReady  = "ready"
+	volumeFailed = "failed"
+)
+
+// vol is a volume that exists: open, or failed to open after a restart.
+type vol struct {
+	spec   volume.Spec
+	volume volume.Volume // nil: failed
+	err    error         // why
+}
+
+func (v *vol) state() (state, reason string) {
+	if v.err != nil {
+		return volumeFailed, v.err.Error()
+	}
+	return volumeReady, ""
+}
+
+// load makes what the state file says exists. A volume that cannot be opened
+// is shown as failed, and the subsystems that need it wait.
+func (r *Runtime) load(ctx context.Context) error {
+	rec, err := r.state.Load()
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, spec := range rec.Volumes {
+		v := &vol{spec: spec}
+		v.spec.Reopen = true
+		if v.volume, v.err = r.open(ctx, &v.spec); v.err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			r.log.Error("volume cannot be opened", "volume", spec.Name, "err", v.err)
+		}
+		r.volumes[spec.Name] = v
+	}
+	for _, s := range rec.Subsystems {
+		r.subsystems[s.Name] = r.revive(s)
+	}
+	for _, v := range r.volumes {
+		r.showVolume(v)
+	}
+	return nil
+}
+
+// open makes the volume of a spec.
+func (r *Runtime) open(ctx context.Context, spec *volume.Spec) (volume.Volume, error) {
+	kind, ok := kinds[spec.Kind]
+	if !ok {
+		return nil, unknownKind(spec.Kind)
+	}
+	return kind.Make(ctx, r, spec)
+}
+
+func unknownKind(name string) error {
+	return fault.Errorf(fault.Usage, "", "", "no volume kind %q", name).
+		Hint("`leap-soc volume describe` lists the kinds")
+}
+
+// closeVolumes closes every volume; no controller uses one any more.
+func (r *Runtime) closeVolumes() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.volumes {
+		if v.volume == nil {
+			continue
+		}
+		if err := v.volume.Close(); err != nil {
+			r.log.Error("volume cannot be closed", "volume", v.spec.Name, "err", err)
+		}
+	}
+}
+
+// createVolume makes a volume. The lock is not held while it is made, which
+// can take a while; the name is taken from the start.
+func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volume, error) {
+	if len(in.On) > 0 {
+		return api.Volume{}, fault.Errorf(fault.Usage, "", "", "a volume of kind %s is not on other volumes", in.Kind)
+	}
+	v := &vol{spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: nvme.NewUUID().String(), Options: maps.Clone(map[string]string(in.Options))}}
+	if v.spec.Options == nil {
+		v.spec.Options = make(map[string]string)
+	}
+	if _, ok := kinds[in.Kind]; !ok {
+		return api.Volume{}, unknownKind(in.Kind)
+	}
+	r.mu.Lock()
+	if old := r.volumes[in.Name]; old != nil {
+		defer r.mu.Unlock()
+		if in.ExistOK && sameVolume(old, in) {
+			return r.describeVolume(old), nil
+		}
+		return api.Volume{}, fault.Errorf(fault.Exists, "", "", "volume %s exists already", in.Name)
+	}
+	r.volumes[in.Name] = &vol{spec: v.spec, err: errors.New("it is being made")}
+	r.mu.Unlock()
+
+	opened, err := r.open(ctx, &v.spec)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		delete(r.volumes, in.Name)
+		return api.Volume{}, err
+	}
+	v.volume = opened
+	r.volumes[in.Name] = v
+	if err := r.save(); err != nil {
+		delete(r.volumes, in.Name)
+		return api.Volume{}, errors.Join(err, r.discard(v, v.spec.Made))
+	}
+	r.showVolume(v)
+	r.publish(api.KindVolume, in.Name, volumeReady, "")
+	return r.describeVolume(v), nil
+}
+
+// discard closes a volume and gives up what it keeps outside.
+func (r *Runtime) discard(v *vol, data bool) error {
+	var err error
+	if v.volume != nil {
+		err = v.volume.Close()
+	}
+	if del := kinds[v.spec.Kind].Delete; del != nil {
+		err = errors.Join(err, del(r, &v.spec, data))
+	}
+	return err
+}
+
+// sameVolume reports whether the words of a request describe a volume that
+// exists: every option given has the value it was made with.
+func sameVolume(v *vol, in api.VolumeSpec) bool {
+	if v.spec.Kind != in.Kind {
+		return false
+	}
+	for key, value := range in.Options {
+		if have, ok := v.spec.Options[key]; !ok || !sameValue(have, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameValue compares two values of an option; sizes are the same in any unit.
+func sameValue(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, err1 := units.ParseSize(a)
+	y, err2 := units.ParseSize(b)
+	return err1 == nil && err2 == nil && x == y
+}
+
+// deleteVolume removes a volume that nothing uses.
+func (r *Runtime) deleteVolume(name string, data bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v, err := r.findVolume(name)
+	if err != nil {
+		return err
+	}
+	if v.volume == nil && v.spec.UUID != "" && !v.spec.Reopen {
+		return fault.Errorf(fault.Exists, "", "", "volume %s is being made", name)
+	}
+	if users := r.users(name); len(users) > 0 {
+		return fault.Errorf(fault.Exists, "", "", "volume %s is in use by %s", name, join(users))
+	}
+	if data && !v.spec.Made {
+		return fault.Errorf(fault.Permission, "", "", "the data of volume %s was not made by leap-soc", name).
+			Hint("delete the volume without --data, and the data by hand")
+	}
+	delete(r.volumes, name)
+	if err := r.save(); err != nil {
+		r.volumes[name] = v
+		return err
+	}
+	r.logFacts(r.volumeFacts.Remove(name))
+	r.publish(api.KindVolume, name, "deleted", "")
+	return r.discard(v, data)
+}
+
+// findVolume returns a volume by name. r.mu is held.
+func (r *Runtime) findVolume(name string) (*vol, error) {
+	if v := r.volumes[name]; v != nil {
+		return v, nil
+	}
+	return nil, fault.Errorf(fault.NotFound, "", "", "no volume %s", name)
+}
+
+// users lists what uses a volume. r.mu is held.
+func (r *Runtime) users(name string) []string {
+	var users []string
+	for _, s := range r.subsystems {
+		for _, ns := range s.rec.Namespaces {
+			if ns.Volume == name {
+				users = append(users, fmt.Sprintf("namespace %s/%d", s.rec.Name, ns.NSID))
+			}
+		}
+	}
+	slices.Sort(users)
+	return users
+}
+
+// describeVolume is what the API says of a volume. r.mu is held.
+func (r *Runtime) describeVolume(v *vol) api.Volume {
+	state, reason := v.state()
+	out := api.Volume{
+		Name: v.spec.Name, Kind: v.spec.Kind, State: state, Error: reason, UUID: v.spec.UUID,
+		Path: v.spec.Options["path"], Options: v.spec.Options, UsedBy: r.users(v.spec.Name),
+	}
+	if v.volume != nil {
+		info := v.volume.Info()
+		out.Size, out.Block = units.Size(info.Size), units.Size(info.Block)
+	}
+	return out
+}
+
+// listVolumes returns all volumes by name.
+func (r *Runtime) listVolumes() []api.Volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]api.Volume, 0, len(r.volumes))
+	for _, v := range r.volumes {
+		all = append(all, r.describeVolume(v))
+	}
+	slices.SortFunc(all, func(a, b api.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// describeKind is what the API says of a kind.
+func describeKind(k volume.Kind) api.KindInfo {
+	info := api.KindInfo{Kind: k.Name, Summary: k.Summary}
+	for _, key := range k.Keys {
+		info.Keys = append(info.Keys, api.Key{Name: key.Name, Type: key.Value, Default: key.Default, Summary: key.Usage})
+	}
+	return info
+}
