@@ -50,6 +50,7 @@ type Runtime struct {
 	log     *slog.Logger
 	since   time.Time
 	pollers []*poller.Poller
+	procs   int // GOMAXPROCS before it was raised for them; 0: it was not
 	ports   *link.Ports
 	events  api.Events
 
@@ -148,7 +149,7 @@ func (r *Runtime) startPollers(c *link.Client) error {
 	// Control work and the garbage collector need processors that pollers,
 	// which may spin, do not hold.
 	if need := len(cpus) + 2; runtime.GOMAXPROCS(0) < need {
-		runtime.GOMAXPROCS(need)
+		r.procs = runtime.GOMAXPROCS(need)
 	}
 	for i, cpu := range cpus {
 		p, err := poller.Start(poller.Config{Name: "poller-" + strconv.Itoa(i), CPU: cpu, Mode: r.cfg.Poll, Fence: fence})
@@ -176,6 +177,9 @@ func (r *Runtime) ring() (ok bool, why error) {
 func (r *Runtime) stopPollers() {
 	for _, p := range r.pollers {
 		p.Stop()
+	}
+	if r.procs > 0 {
+		runtime.GOMAXPROCS(r.procs)
 	}
 }
 
