@@ -58,6 +58,8 @@ type Runtime struct {
 	volumeFacts    *api.Facts
 	subsystemFacts *api.Facts
 
+	refreshes sync.WaitGroup // goroutines that have ports look for their subsystem
+
 	mu         sync.Mutex
 	volumes    map[string]*vol
 	subsystems map[string]*subsystem
@@ -102,17 +104,16 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	defer func() { r.dropLink(r.linkNow()) }()
 	if err := r.startPollers(first); err != nil {
-		r.dropLink(first)
 		return err
 	}
 	defer r.stopPollers()
 	r.ports = link.NewPorts(r.pollers, r.resolve)
+	defer r.closeVolumes()
 	if err := r.load(ctx); err != nil {
-		r.dropLink(first)
 		return err
 	}
-	defer r.closeVolumes()
 
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
@@ -133,7 +134,9 @@ func Run(ctx context.Context, cfg Config) error {
 	<-linked
 	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
 	defer done()
-	return errors.Join(err, server.Shutdown(stop), r.clearFacts())
+	err = errors.Join(err, server.Shutdown(stop))
+	r.refreshes.Wait()
+	return errors.Join(err, r.clearFacts())
 }
 
 // startPollers starts the pollers, fenced by the link if there is one.
@@ -183,14 +186,22 @@ func (r *Runtime) stopPollers() {
 	}
 }
 
-// resolve finds the subsystem that a port is bound to. It is called by the
-// goroutine that follows the link.
-func (r *Runtime) resolve(name string) *controller.Subsystem {
+// resolve finds what a port is to show. It is called by the goroutine that
+// follows the link. A subsystem is shown on one port only, the first, unless
+// all its namespaces are shared.
+func (r *Runtime) resolve(p *link.Port) *controller.Subsystem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, err := r.findSubsystem(name)
+	s, err := r.findSubsystem(p.Subsystem)
 	if err != nil || s.notReady() != nil {
 		return nil
+	}
+	for _, other := range r.ports.List() {
+		if other.ID < p.ID && s.shownOn(other) && !s.shared() {
+			r.log.Error("subsystem is shown on another port and its namespaces are not shared",
+				"subsystem", s.rec.Name, "port", p.Name, "other", other.Name)
+			return nil
+		}
 	}
 	return s.model
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/units"
+	"github.com/leapio/leapio/lib/wpt/link"
 )
 
 // subsystem is a subsystem that exists: what is kept of it, and the model that
@@ -34,6 +35,16 @@ func (s *subsystem) notReady() error {
 		return nil
 	}
 	return fmt.Errorf("volume %s failed", strings.Join(s.failed, ", "))
+}
+
+// shownOn reports whether a port is bound to the subsystem.
+func (s *subsystem) shownOn(p *link.Port) bool {
+	return p.Subsystem == s.rec.Name || p.Subsystem == s.rec.NQN
+}
+
+// shared reports whether all namespaces may be attached to several controllers.
+func (s *subsystem) shared() bool {
+	return !slices.ContainsFunc(s.rec.Namespaces, func(ns namespaceRecord) bool { return !ns.Shared })
 }
 
 // newModel makes the model of a record without its namespaces.
@@ -190,7 +201,7 @@ func (r *Runtime) changed(s *subsystem, what string) {
 	}
 	r.publish(api.KindSubsystem, s.rec.Name, what, "")
 	// Ports look for their subsystem under r.mu.
-	go r.ports.SubsystemChanged(s.rec.Name, s.rec.NQN)
+	r.refreshes.Go(r.ports.Refresh)
 }
 
 // deleteSubsystem removes a subsystem that no port of this runtime shows.
@@ -365,7 +376,7 @@ func (r *Runtime) allow(name, host string, deny bool) (api.Subsystem, error) {
 func (r *Runtime) portsOf(s *subsystem) []string {
 	var names []string
 	for _, p := range r.ports.List() {
-		if p.Subsystem == s.rec.Name || p.Subsystem == s.rec.NQN {
+		if s.shownOn(p) {
 			names = append(names, p.Name)
 		}
 	}

@@ -5,7 +5,6 @@ package link
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -19,16 +18,18 @@ import (
 // any goroutine.
 type Ports struct {
 	pollers []*poller.Poller
-	// subsystem finds what a port is bound to; nil if it does not exist.
-	subsystem func(name string) *controller.Subsystem
+	// subsystem finds what a port is to show; nil: nothing (yet).
+	subsystem func(*Port) *controller.Subsystem
 
 	mu   sync.Mutex
 	byID map[uint32]*Port
 }
 
 // NewPorts returns an empty set. Its ports are spread over the pollers, which
-// outlive it.
-func NewPorts(pollers []*poller.Poller, subsystem func(string) *controller.Subsystem) *Ports {
+// outlive it. subsystem finds what a port is to show, nil if that does not exist
+// or may not be shown there (yet); it is asked when a port comes, and again when
+// Refresh says so.
+func NewPorts(pollers []*poller.Poller, subsystem func(*Port) *controller.Subsystem) *Ports {
 	return &Ports{pollers: pollers, subsystem: subsystem, byID: make(map[uint32]*Port)}
 }
 
@@ -87,10 +88,10 @@ func (ps *Ports) attach(c *Client, m *message) {
 		c.log.Error("port cannot be attached", "err", err)
 		return
 	}
-	p.sub.Store(ps.subsystem(p.Subsystem))
 	ps.mu.Lock()
 	ps.byID[p.ID] = p
 	ps.mu.Unlock()
+	p.sub.Store(ps.subsystem(p))
 	p.start()
 	p.log.Info("port attached", "subsystem", p.Subsystem)
 }
@@ -102,6 +103,7 @@ func (ps *Ports) detach(c *Client, p *Port) {
 	p.giveUp(func() {
 		_ = c.link.Send(&qpair.Message{Kind: qpair.MsgDetached, Port: p.ID}, nil)
 	})
+	ps.Refresh() // another port may have waited for what this one showed
 }
 
 // giveUp stops serving every port and waits.
@@ -135,13 +137,10 @@ func (ps *Ports) List() []*Port {
 	return all
 }
 
-// SubsystemChanged has the ports that are bound to one of these names look for
-// their subsystem again: it was created, changed or deleted.
-func (ps *Ports) SubsystemChanged(names ...string) {
+// Refresh has every port look again for what it is to show.
+func (ps *Ports) Refresh() {
 	for _, p := range ps.List() {
-		if slices.Contains(names, p.Subsystem) {
-			p.SetSubsystem(ps.subsystem(p.Subsystem))
-		}
+		p.SetSubsystem(ps.subsystem(p))
 	}
 }
 
