@@ -181,9 +181,8 @@ func (r *rig) guest(port string, mem vfiousertest.MemoryOptions) *vfiousertest.N
 
 // testLog sends log lines to the test.
 type testLog struct {
-	t    testing.TB
-	mu   sync.Mutex
-	over bool
+	t  testing.TB
+	mu sync.Mutex
 }
 
 func (l *testLog) Write(b []byte) (int, error) {
