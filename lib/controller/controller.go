@@ -5,6 +5,7 @@ package controller
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -72,6 +73,7 @@ type Controller struct {
 	mu      sync.Mutex
 	workers []*Worker
 	past    Counts // of workers that have ended
+	ended   bool   // Close was called
 
 	// Owned by the admin poller.
 	features  features
@@ -105,8 +107,10 @@ func (c *Controller) Subsystem() *Subsystem { return c.sub }
 
 // Close ends the controller. Nothing but Asynchronous Event Requests is in
 // execution; they end as if their queue were deleted, which the transport does
-// not show the host after a reset (NVMe Base 3.7.2). Close is called on the
-// admin poller; a second one does nothing.
+// not show the host after a reset (NVMe Base 3.7.2). Workers may end before or
+// after; the subsystem forgets the controller when all have, since until then
+// they use its volumes. Close is called on the admin poller; a second one does
+// nothing.
 func (c *Controller) Close() {
 	if c.closed {
 		return
@@ -116,7 +120,31 @@ func (c *Controller) Close() {
 	for len(c.events.parked) > 0 {
 		c.unpark(func(cmd *Command) { cmd.finish(nvme.StatusAbortedSQDeletion) })
 	}
-	c.sub.forget(c)
+	c.mu.Lock()
+	c.ended = true
+	last := len(c.workers) == 0
+	c.mu.Unlock()
+	if last {
+		c.sub.forget(c)
+	}
+}
+
+// leave takes an ended worker from the controller.
+func (c *Controller) leave(w *Worker) {
+	c.mu.Lock()
+	i := slices.Index(c.workers, w)
+	if i < 0 {
+		c.mu.Unlock()
+		return
+	}
+	// A new slice: the old one may be being walked.
+	c.workers = append(c.workers[:i:i], c.workers[i+1:]...)
+	c.past.add(w.counts)
+	last := c.ended && len(c.workers) == 0
+	c.mu.Unlock()
+	if last {
+		c.sub.forget(c)
+	}
 }
 
 // Shutdown makes what the host has written survive power loss (CC.SHN, NVMe

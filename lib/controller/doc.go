@@ -19,4 +19,16 @@
 //  4. the volume completes it there; the Carrier is told the result
 //
 // Admin commands are executed one at a time on the poller of the admin queue.
+// What a controller offers is in tables, from which Identify and the log pages
+// that describe it derive:
+//
+//	ioCommands       io.go        I/O commands, by opcode
+//	adminCommands    admin.go     admin commands, by opcode
+//	identifications  identify.go  Identify data structures, by CNS
+//	logPages         log.go       log pages, by identifier
+//	featureTable     feature.go   features, by identifier
+//
+// event.go tells the host of what it did not ask for, keepalive.go watches over
+// a host that may be gone, and state.go lets another runtime go on as the same
+// controller.
 package controller

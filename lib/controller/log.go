@@ -33,8 +33,8 @@ func init() {
 	}
 }
 
-// getLogPage sends part of a log page. What it sends beyond the end of the
-// page is zero.
+// getLogPage sends part of a log page. What it sends beyond the end of the page
+// is zero. No page has a use for LSP, LSI or a UUID index: they are ignored.
 func (c *Controller) getLogPage(cmd *Command) {
 	get := cmd.SQE.GetLogPage()
 	page := &logPages[get.LID]

@@ -6,7 +6,6 @@ package controller
 import (
 	"fmt"
 	"math/bits"
-	"slices"
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -112,18 +111,11 @@ func (w *Worker) Close() {
 	w.leave()
 }
 
-// leave ends what is left of a closed worker when its queues are closed. Until
-// then changes of the subsystem concern it.
+// leave ends a closed worker when its queues are closed. Until then changes of
+// the subsystem concern it.
 func (w *Worker) leave() {
-	if !w.closed || w.open > 0 {
-		return
-	}
-	w.c.mu.Lock()
-	defer w.c.mu.Unlock()
-	if i := slices.Index(w.c.workers, w); i >= 0 {
-		// A new slice: the old one may be being walked.
-		w.c.workers = append(w.c.workers[:i:i], w.c.workers[i+1:]...)
-		w.c.past.add(w.counts)
+	if w.closed && w.open == 0 {
+		w.c.leave(w)
 	}
 }
 
