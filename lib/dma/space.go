@@ -22,8 +22,10 @@ type Space struct {
 	table atomic.Pointer[Table]
 	relay Memory // reaches regions that are not shared; may be nil
 
-	mu    sync.Mutex
-	views []*View
+	viewsMu sync.Mutex // held while views are told of a change
+	views   []*View
+
+	mu sync.Mutex
 	// Regions given up by the table that is the key, and still mapped because
 	// some view has not drained the tables before it.
 	dying map[*Table][]Region
@@ -88,6 +90,17 @@ func (s *Space) Skip(gen uint64) {
 	s.publish(&Table{Gen: gen, regions: s.table.Load().regions}, nil)
 }
 
+// Unshare gives up the mappings of all regions: their memory turned out not to
+// be the guest's, and is reached by messages from now on. done is as Unmap's.
+func (s *Space) Unshare() (done <-chan struct{}) {
+	t := s.table.Load()
+	regions := slices.Clone(t.regions)
+	for i := range regions {
+		regions[i].base = nil
+	}
+	return s.publish(&Table{Gen: t.Gen, regions: regions}, t.regions)
+}
+
 // Find returns the region that holds addr.
 func (s *Space) Find(addr uint64) (Region, bool) {
 	t := s.table.Load()
@@ -100,15 +113,18 @@ func (s *Space) Find(addr uint64) (Region, bool) {
 // publish makes t the current table and gives up the regions in gone when
 // every view has drained the tables before it.
 func (s *Space) publish(t *Table, gone []Region) <-chan struct{} {
+	// Posting is part of it: a view that has left is not told any more, since
+	// its poller may stop then.
+	s.viewsMu.Lock()
+	defer s.viewsMu.Unlock()
 	s.mu.Lock()
 	s.table.Store(t)
 	s.dying[t] = gone
-	views := slices.Clone(s.views)
 	s.mu.Unlock()
 
 	done := make(chan struct{})
 	left := new(atomic.Int32)
-	left.Store(int32(len(views)) + 1)
+	left.Store(int32(len(s.views)) + 1)
 	drained := func() {
 		if left.Add(-1) > 0 {
 			return
@@ -121,8 +137,7 @@ func (s *Space) publish(t *Table, gone []Region) <-chan struct{} {
 		}
 		close(done)
 	}
-	// Tables reach the views in order: one goroutine publishes.
-	for _, v := range views {
+	for _, v := range s.views {
 		v.post(func() { v.update(t, drained) })
 	}
 	drained()
@@ -133,8 +148,8 @@ func (s *Space) publish(t *Table, gone []Region) <-chan struct{} {
 // the view is used there only. changed, if not nil, is called there after each
 // change of the table.
 func (s *Space) NewView(post func(func()), changed func()) *View {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.viewsMu.Lock()
+	defer s.viewsMu.Unlock()
 	v := &View{space: s, post: post, changed: changed}
 	v.cur = &snapshot{table: s.table.Load()}
 	s.views = append(s.views, v)

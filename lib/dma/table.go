@@ -35,21 +35,22 @@ type Table struct {
 // Regions returns the regions in address order; callers do not change them.
 func (t *Table) Regions() []Region { return t.regions }
 
-// find returns the index of the region that holds addr, or -1.
+// find returns the index of the region that holds addr, or -1. It is on the
+// data path, where a closure called per probe costs more than the search.
 func (t *Table) find(addr uint64) int {
-	i, ok := slices.BinarySearchFunc(t.regions, addr, func(r Region, a uint64) int {
-		switch {
-		case a < r.Addr:
-			return 1
-		case a-r.Addr >= r.Size:
-			return -1
+	lo, hi := 0, len(t.regions)
+	for lo < hi {
+		mid := int(uint(lo+hi) / 2)
+		if t.regions[mid].Addr <= addr {
+			lo = mid + 1
+		} else {
+			hi = mid
 		}
-		return 0
-	})
-	if !ok {
+	}
+	if lo == 0 || addr-t.regions[lo-1].Addr >= t.regions[lo-1].Size {
 		return -1
 	}
-	return i
+	return lo - 1
 }
 
 // overlaps reports whether any region intersects [addr, addr+size).

@@ -68,14 +68,14 @@ func (v *View) settle() {
 
 // Close ends the view. No lease may be outstanding.
 func (v *View) Close() {
-	v.space.mu.Lock()
+	v.space.viewsMu.Lock()
 	for i, x := range v.space.views {
 		if x == v {
 			v.space.views = append(v.space.views[:i:i], v.space.views[i+1:]...)
 			break
 		}
 	}
-	v.space.mu.Unlock()
+	v.space.viewsMu.Unlock()
 	// A change published before the view left may still wait in the poller's
 	// inbox: update serves it as usual.
 	v.changed = nil

@@ -60,9 +60,8 @@ func (p *Poller) deliver(f func()) {
 	p.inbox = append(p.inbox, f)
 	p.posted.Store(true)
 	if p.sleeping.Load() {
-		one := [8]byte{1}
 		// EAGAIN means that the counter is full: the loop is awake.
-		_, _ = unix.Write(p.wake, one[:])
+		_, _ = unix.Write(p.wake, one)
 	}
 }
 
@@ -137,7 +136,8 @@ func (p *Poller) Unwatch(fd int) {
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 }
 
-// Defer has r run in this turn, after what runs now has returned.
+// Defer has r run after what runs now has returned: in this turn, or in the
+// next if there is very much to run.
 func (p *Poller) Defer(r Runnable) { p.deferred = append(p.deferred, r) }
 
 // Touch says that what follows accesses guest memory on behalf of t, until the

@@ -8,7 +8,8 @@
 //
 //  1. functions posted from other goroutines (Post) run
 //  2. every Source looks for work and serves at most a batch of it
-//  3. deferred continuations run (Defer): bounded stack, no re-entry
+//  3. deferred continuations run (Defer), at most a batch: bounded stack, no
+//     re-entry
 //  4. operations queued on the ring are submitted with one system call, and
 //     completions reaped; their continuations run
 //
@@ -82,6 +83,7 @@ const (
 
 	ringEntries = 256
 	maxInFlight = 4096
+	maxDeferred = 1024
 	fenceSlot   = 0
 )
 
@@ -159,7 +161,11 @@ type Poller struct {
 	look     time.Duration
 	stop     bool
 	events   [64]unix.EpollEvent
+	woken    [8]byte // read from wake
 }
+
+// one is what is written to an eventfd.
+var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // Start makes a poller and starts its loop.
 func Start(cfg Config) (*Poller, error) {
@@ -175,6 +181,7 @@ func Start(cfg Config) (*Poller, error) {
 	ready := make(chan error)
 	go p.main(ready)
 	if err := <-ready; err != nil {
+		<-p.done
 		return nil, fmt.Errorf("starting poller %s: %w", cfg.Name, err)
 	}
 	return p, nil
@@ -333,8 +340,7 @@ func (p *Poller) sleep() {
 	}
 	for _, ev := range p.events[:max(n, 0)] {
 		if int(ev.Fd) == p.wake {
-			var b [8]byte
-			_, _ = unix.Read(p.wake, b[:])
+			_, _ = unix.Read(p.wake, p.woken[:])
 		}
 	}
 	if n > 0 {
@@ -365,16 +371,18 @@ func (p *Poller) runInbox() int {
 	return n
 }
 
-// runDeferred runs continuations until there are none.
+// runDeferred runs continuations until there are none, or as many as one turn
+// may: what they defer in turn may never end.
 func (p *Poller) runDeferred() int {
 	n := 0
-	for p.runNext < len(p.deferred) {
+	for p.runNext < len(p.deferred) && n < maxDeferred {
 		r := p.deferred[p.runNext]
-		p.runNext++
+		p.runNext++ // first: r may fault
 		r.Run()
 		n++
 	}
-	clear(p.deferred)
-	p.deferred, p.runNext = p.deferred[:0], 0
+	left := copy(p.deferred, p.deferred[p.runNext:])
+	clear(p.deferred[left:])
+	p.deferred, p.runNext = p.deferred[:left], 0
 	return n
 }
