@@ -150,6 +150,7 @@ func (f *file) Open(p *poller.Poller) (volume.Queue, error) {
 	} else {
 		q.engine = startThreads(p, f.fd)
 	}
+	p.Add(q)
 	return q, nil
 }
 

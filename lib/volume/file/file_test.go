@@ -64,9 +64,12 @@ func open(t testing.TB, env volume.Env, s *volume.Spec) *file {
 }
 
 func TestSuite(t *testing.T) {
-	for _, dir := range folders(t) {
+	for i, dir := range folders(t) {
 		for _, e := range engines {
 			for _, cached := range []bool{false, true} {
+				if cached && i > 0 {
+					continue // that differs by engine, not by file system
+				}
 				name := strings.ReplaceAll(filepath.Dir(dir), "/", "_") + "/" + e.name
 				if cached {
 					name += "/cached"

@@ -254,11 +254,16 @@ func (o *op) Faulted() { o.end(nvme.StatusDataTransferError) }
 // end gives the op back and completes its request.
 func (o *op) end(st nvme.Status) {
 	r := o.r
+	o.release()
+	o.r, o.call.iov, o.piece[0] = nil, nil, dma.Segment{}
+	o.q.free = append(o.q.free, o)
+	r.Complete(st)
+}
+
+// release gives the op's buffer back.
+func (o *op) release() {
 	if o.buf != nil {
 		o.q.bufs.give(o.buf)
 		o.buf = nil
 	}
-	o.r, o.call.iov, o.piece[0] = nil, nil, dma.Segment{}
-	o.q.free = append(o.q.free, o)
-	r.Complete(st)
 }

@@ -37,10 +37,9 @@ type queue struct {
 	ops  []*op // all there are, by index
 	free []*op
 
-	// Ops that found no room, oldest first. While there are any the queue is
-	// a source of the poller, which then tries them again each turn.
+	// Ops that found no room, oldest first. The queue is a source of the
+	// poller, which tries them again each turn.
 	first, last *op
-	source      bool
 
 	// What the file system has turned out not to do.
 	noPunch, noZeroRange bool
@@ -90,9 +89,7 @@ func (q *queue) Cancel(r *volume.Request) {
 
 // Close implements volume.Queue.
 func (q *queue) Close() {
-	if q.source {
-		q.p.Remove(q)
-	}
+	q.p.Remove(q)
 	q.engine.close()
 	q.bufs.unmap()
 }
@@ -137,8 +134,10 @@ func (q *queue) start(o *op) bool {
 	return true
 }
 
-// wait keeps o until there is room.
+// wait keeps o until there is room. It keeps no buffer: what waits before it
+// may be waiting for that.
 func (q *queue) wait(o *op) {
+	o.release()
 	o.waits = true
 	if q.first == nil {
 		q.first = o
@@ -146,10 +145,6 @@ func (q *queue) wait(o *op) {
 		q.last.next = o
 	}
 	q.last = o
-	if !q.source {
-		q.source = true
-		q.p.Add(q)
-	}
 }
 
 // Poll implements poller.Source: it tries again what waits.
@@ -170,8 +165,6 @@ func (q *queue) Poll() int {
 		}
 		n++
 	}
-	q.source = false
-	q.p.Remove(q)
 	return n
 }
 

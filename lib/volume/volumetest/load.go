@@ -25,7 +25,7 @@ func (r *rig) storm() {
 		model: make([]byte, volumeSize),
 		gone:  make([]bool, volumeSize/r.block),
 		busy:  make([]bool, volumeSize/r.block),
-		left:  8000,
+		left:  4000,
 		done:  make(chan struct{}),
 	}
 	for i := range s.slots {
@@ -296,8 +296,9 @@ func (l *load) Completed(r *volume.Request) {
 func Bench(b *testing.B, v volume.Volume, cfg poller.Config, op volume.Op, size uint64, depth int) {
 	c := Connect(b, v, cfg)
 	defer c.Close()
-	l := newLoad(c, NewMemory(b, size*uint64(depth)+dma.PageSize), op, size, depth)
-	l.run(depth)
+	mem := NewMemory(b, size*uint64(depth)+dma.PageSize)
+	newLoad(c, mem, volume.Write, size, depth).run(int(volumeSize / size)) // no holes
+	l := newLoad(c, mem, op, size, depth)
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	b.ResetTimer()
