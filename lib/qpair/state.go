@@ -54,7 +54,10 @@ type StateHeader struct {
 	// The runtime writes a new state into the other one and then stores the
 	// selector: effect and result of an admin command commit by one store.
 	Selector uint64
-	_        [4072]byte
+	// Unshared: the runtime has found that the files of the client's memory are
+	// not what the guest sees. leap-wpt clears it when the client has gone.
+	Unshared uint32
+	_        [4068]byte
 }
 
 // ControllerPage is one of the two copies of what a controller remembers

@@ -268,19 +268,40 @@ func exercise(t *testing.T, n *vfiousertest.NVMe, vector int) {
 	}
 }
 
-// TestUnsharedMemory serves a guest whose memory is reached by messages only.
+// TestUnsharedMemory serves guests whose memory is reached by messages only,
+// also where that shows only when the guest has written to it; across a reset
+// and a restart.
 func TestUnsharedMemory(t *testing.T) {
-	r := newRig(t)
-	r.volume("d1", "mem", "size", "32M")
-	r.wire("vm1", api.DoorbellsTrap, "d1")
-	n := r.guest("vm1", vfiousertest.MemoryOptions{Low: 64 << 20, Private: true})
-	if err := n.UseMSIX(); err != nil {
-		t.Fatal(err)
+	for name, mem := range map[string]vfiousertest.MemoryOptions{
+		"no files":     {Low: 64 << 20, Private: true},
+		"private copy": {Low: 64 << 20, Copied: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.volume("d1", "mem", "size", "32M")
+			r.wire("vm1", api.DoorbellsTrap, "d1")
+			n := r.guest("vm1", mem)
+			if err := n.UseMSIX(); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := n.Enable(32); err != nil {
+					t.Fatal(err)
+				}
+				exercise(t, n, 1)
+			}
+			r.stopSoc()
+			r.startSoc()
+			exercise(t, second(t, n), 1)
+			n.Client().Close()
+			r.waitState("vm1", api.PortWaiting)
+			next := r.guest("vm1", small)
+			if err := next.Enable(32); err != nil {
+				t.Fatal(err)
+			}
+			exercise(t, next, vfiousertest.Polled)
+		})
 	}
-	if err := n.Enable(32); err != nil {
-		t.Fatal(err)
-	}
-	exercise(t, n, 1)
 }
 
 // TestRestart stops and starts leap-soc under a drive in use.

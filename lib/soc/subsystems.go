@@ -146,9 +146,13 @@ func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
 		}
 		s.rec.Namespaces = append(s.rec.Namespaces, ns)
 	}
+	if _, err := r.subsystemFacts.Add(in.Name); err != nil {
+		return api.Subsystem{}, err
+	}
 	r.subsystems[in.Name] = s
 	if err := r.save(); err != nil {
 		delete(r.subsystems, in.Name)
+		r.logFacts(r.subsystemFacts.Remove(in.Name))
 		return api.Subsystem{}, err
 	}
 	r.changed(s, "created")

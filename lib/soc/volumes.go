@@ -126,21 +126,28 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 		}
 		return api.Volume{}, fault.Errorf(fault.Exists, "", "", "volume %s exists already", in.Name)
 	}
+	// The folder of facts also keeps the name from other runtimes of this RUN.
+	if _, err := r.volumeFacts.Add(in.Name); err != nil {
+		r.mu.Unlock()
+		return api.Volume{}, err
+	}
 	r.volumes[in.Name] = &vol{spec: v.spec, err: errors.New("it is being made")}
 	r.mu.Unlock()
 
 	opened, err := r.open(ctx, &v.spec)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err == nil {
+		v.volume = opened
+		r.volumes[in.Name] = v
+		if err = r.save(); err != nil {
+			err = errors.Join(err, r.discard(v, v.spec.Made))
+		}
+	}
 	if err != nil {
 		delete(r.volumes, in.Name)
+		r.logFacts(r.volumeFacts.Remove(in.Name))
 		return api.Volume{}, err
-	}
-	v.volume = opened
-	r.volumes[in.Name] = v
-	if err := r.save(); err != nil {
-		delete(r.volumes, in.Name)
-		return api.Volume{}, errors.Join(err, r.discard(v, v.spec.Made))
 	}
 	r.showVolume(v)
 	r.publish(api.KindVolume, in.Name, volumeReady, "")

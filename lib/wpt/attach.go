@@ -4,7 +4,9 @@
 package wpt
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/api"
@@ -65,7 +67,7 @@ func (p *port) attach(rt *runtime) {
 	r := p.regs.Page
 	base := r.MapGen
 	m := qpair.Message{Kind: qpair.MsgAttach, Port: p.id, Gen: base, Index: pollModes[p.told.poll]}
-	if p.record.Doorbells == api.DoorbellsMap {
+	if p.mapped {
 		m.Flags = qpair.PortMapped
 	}
 	// Both fit: their limits are below those of the fields.
@@ -123,7 +125,11 @@ func (p *port) abandoned(rt *runtime) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.holder == rt && !p.closed {
-		p.log.Warn("runtime lost", "runtime", rt.name, "epoch", rt.epoch)
+		level := slog.LevelInfo
+		if p.regs.Page.LoadCC().EN() {
+			level = slog.LevelWarn // a guest waits
+		}
+		p.log.Log(context.Background(), level, "runtime lost", "runtime", rt.name, "epoch", rt.epoch)
 		p.publish()
 	}
 }

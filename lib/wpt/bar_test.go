@@ -166,7 +166,7 @@ func TestWithoutRuntime(t *testing.T) {
 	if got := fact(b, "vm1", "state"); got != api.PortFrozen {
 		t.Errorf("state is %q, want frozen", got)
 	}
-	if left := p.show().TimeLeft; left < time.Minute || left > 158*time.Second {
+	if left := p.show().TimeLeft; left < time.Minute || left > 128*time.Second {
 		t.Errorf("time left is %v", left)
 	}
 	gen := p.regs.Page.LoadResetGen()

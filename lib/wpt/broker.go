@@ -132,7 +132,7 @@ func (b *Broker) start() (err error) {
 	}
 	for _, r := range stored.Ports {
 		if _, err := b.openPort(r); err != nil {
-			b.log.Error("opening a port", "port", r.Name, "error", err)
+			b.log.Error("opening a port", "port", r.Name, "err", err)
 			b.failed[r.Name] = r
 		}
 	}
@@ -152,12 +152,12 @@ func (b *Broker) start() (err error) {
 // Close ends everything: guests lose their drives, and runtimes their links.
 func (b *Broker) Close() error {
 	var errs []error
+	close(b.closing)
 	if b.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
 		errs = append(errs, b.server.Shutdown(ctx))
 		cancel()
 	}
-	close(b.closing)
 	if b.links != nil {
 		b.links.Close()
 	}

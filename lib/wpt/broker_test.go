@@ -39,7 +39,9 @@ func testPaths(t testing.TB) api.Paths {
 // left behind.
 func startBroker(t testing.TB, paths api.Paths, limits limits) *Broker {
 	t.Helper()
-	checkLeaks(t)
+	if _, fuzzing := t.(*testing.F); !fuzzing { // the fuzzer has goroutines of its own
+		checkLeaks(t)
+	}
 	b, err := open(Config{Paths: paths, Version: "test", Logger: testLogger(t)}, limits)
 	if err != nil {
 		t.Fatal(err)

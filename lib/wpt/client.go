@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,7 +82,8 @@ type client struct {
 	conn     *vfiouser.Conn
 	relays   *relayer
 	requests chan request
-	done     chan struct{} // closed when the reader has ended
+	done     chan struct{} // closed by end
+	ending   sync.Once
 	pid      int
 	name     string // of the process
 
@@ -119,17 +119,22 @@ func (c *client) run() {
 	wg.Go(c.handle)
 	wg.Go(func() { c.relays.run(c.done) })
 	err := c.read()
-	close(c.done)
+	c.end()
 	close(c.requests)
-	c.conn.Close()
 	wg.Wait()
 	c.port.disconnected(c)
 	log := c.port.log.With("pid", c.pid, "refused", c.faults)
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		log.Info("client disconnected")
 	} else {
-		log.Warn("client disconnected", "error", err)
+		log.Warn("client disconnected", "err", err)
 	}
+}
+
+// end ends the connection and all waits for it. Any goroutine may call it.
+func (c *client) end() {
+	c.ending.Do(func() { close(c.done) })
+	c.conn.Close()
 }
 
 // read hands on messages until the connection ends.
@@ -151,11 +156,17 @@ func (c *client) read() error {
 			}
 			continue
 		}
-		c.requests <- newRequest(m)
+		r := newRequest(m)
+		select {
+		case c.requests <- r:
+		case <-c.done:
+			r.close()
+			return net.ErrClosed
+		}
 	}
 }
 
-// handle carries out commands in order until the reader ends.
+// handle carries out commands in order until the reader has ended.
 func (c *client) handle() {
 	for c.request = range c.requests {
 		if !c.ended() {
@@ -188,12 +199,12 @@ func (c *client) serve() {
 		}
 	} else {
 		if c.faults++; c.faults == 1 {
-			c.port.log.Warn("command of the client refused; more are only counted", "command", h.Command, "error", err)
+			c.port.log.Warn("command of the client refused; more are only counted", "command", h.Command, "err", err)
 		}
 		err = c.conn.ReplyError(h, err)
 	}
 	if err != nil {
-		c.conn.Close()
+		c.end()
 	}
 }
 
@@ -225,7 +236,7 @@ func peerPID(conn *net.UnixConn) int {
 	}
 	pid := 0
 	if err := raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			pid = int(cred.Pid)
 		}
 	}); err != nil {

@@ -394,6 +394,7 @@ func TestDisconnects(t *testing.T) {
 			// All messages went through.
 			c.Close()
 			cut()
+			eventually(t, "waiting", func() bool { return p.show().ClientPID == 0 })
 			if n < 50 {
 				t.Errorf("the client starts with %d messages", n)
 			}

@@ -21,6 +21,7 @@
 //	relay.go    DMA_READ and DMA_WRITE on behalf of a runtime
 //	attach.go   which runtime serves a port, and what it is told
 //	link.go     the link server and its runtimes
+//	kept.go     files that runtimes leave in our care
 //	outbox.go   messages to a runtime, in order, never blocking the sender
 //	broker.go   all ports and runtimes; the state file
 //	api.go      the control API

@@ -91,7 +91,7 @@ func (b *Broker) acceptLinks() {
 			return
 		}
 		if err != nil {
-			b.log.Error("accepting a runtime", "error", err)
+			b.log.Error("accepting a runtime", "err", err)
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
@@ -114,7 +114,7 @@ func (b *Broker) serveLink(conn *net.UnixConn) {
 	defer link.Close()
 	name, status, err := hello(conn, link)
 	if err != nil {
-		b.log.Warn("link refused", "pid", peerPID(conn), "error", err)
+		b.log.Warn("link refused", "pid", peerPID(conn), "err", err)
 		return
 	}
 	var rt *runtime
@@ -126,7 +126,7 @@ func (b *Broker) serveLink(conn *net.UnixConn) {
 		if status == unix.EBUSY {
 			level = slog.LevelDebug // a standby asks again and again
 		}
-		b.log.Log(context.Background(), level, "runtime refused", "runtime", name, "pid", peerPID(conn), "error", status)
+		b.log.Log(context.Background(), level, "runtime refused", "runtime", name, "pid", peerPID(conn), "err", status)
 		// If it has gone, nobody wants to know.
 		_ = link.Send(&qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Status: int32(status)}, nil)
 		return
@@ -167,7 +167,7 @@ func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (*runt
 	}
 	write, err := rt.makeFence()
 	if err != nil {
-		b.log.Error("making a fence", "error", err)
+		b.log.Error("making a fence", "err", err)
 		return nil, unix.EMFILE
 	}
 	defer unix.Close(write)
@@ -263,10 +263,10 @@ func (rt *runtime) serve() {
 	rt.out.close()
 	rt.fail(err)
 	close(rt.ended)
-	if err := rt.why(); errors.Is(err, net.ErrClosed) {
+	if err := rt.why(); errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) {
 		log.Info("runtime disconnected")
 	} else {
-		log.Warn("runtime disconnected", "error", err)
+		log.Warn("runtime disconnected", "err", err)
 	}
 	for _, p := range b.allPorts() {
 		p.abandoned(rt)

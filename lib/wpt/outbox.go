@@ -97,9 +97,7 @@ func (o *outbox) write(link *qpair.Link) error {
 	for range o.wake {
 		o.mu.Lock()
 		batch, closed := o.queue, o.closed
-		o.queue = nil
-		close(o.taken)
-		o.taken = make(chan struct{})
+		o.emptied()
 		o.mu.Unlock()
 		var err error
 		for i := range batch {
@@ -123,6 +121,13 @@ func (o *outbox) close() {
 	for i := range o.queue {
 		o.queue[i].close()
 	}
-	o.queue = nil
+	o.emptied()
 	o.wakeWriter()
+}
+
+// emptied drops the queue and tells those who wait for room.
+func (o *outbox) emptied() {
+	o.queue = nil
+	close(o.taken)
+	o.taken = make(chan struct{})
 }

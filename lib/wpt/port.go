@@ -40,6 +40,8 @@ type port struct {
 	state *qpair.Shared[qpair.State]
 	kick  int // eventfd: registers or doorbells have changed
 
+	mapped bool // the doorbell page is mapped into the guest
+
 	listener *net.UnixListener
 	wg       sync.WaitGroup // accepting, and the clients
 
@@ -70,6 +72,7 @@ func newPort(b *Broker, id uint32, r record) (*port, error) {
 	p := &port{
 		broker: b, id: id, name: r.Name, record: r,
 		log:     b.log.With("port", r.Name),
+		mapped:  r.Doorbells == api.DoorbellsMap,
 		socket:  b.paths.PortSocket(r.Name),
 		irqs:    newIRQs(),
 		changed: make(chan struct{}),
@@ -175,29 +178,37 @@ func (p *port) accept() {
 		}
 		if err != nil {
 			// No descriptors, no memory: it passes, or nothing helps.
-			p.log.Error("accepting a client", "error", err)
+			p.log.Error("accepting a client", "err", err)
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		c := newClient(p, conn)
-		p.mu.Lock()
-		busy, refused := p.client != nil || p.closed, false
-		if !busy {
-			p.client = c
-		} else if p.client != nil {
-			refused = !p.client.refusedOne
-			p.client.refusedOne = true
-		}
-		p.mu.Unlock()
-		if busy {
+		if c := p.admit(conn); c != nil {
+			p.wg.Go(c.run)
+		} else {
 			conn.Close()
-			if refused {
-				p.log.Warn("second client refused: one is connected already")
-			}
-			continue
 		}
-		p.wg.Go(c.run)
 	}
+}
+
+// admit makes the connection the port's client, or returns nil. A machine that
+// was restarted may be here before its end has been noticed: it has a moment.
+func (p *port) admit(conn *net.UnixConn) *client {
+	free := func() bool { return p.client == nil || p.closed }
+	p.wait(free, handoverLimit, p.broker.closing)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return nil
+	case p.client == nil:
+		p.client = newClient(p, conn)
+		return p.client
+	}
+	if !p.client.refusedOne {
+		p.client.refusedOne = true
+		p.log.Warn("second client refused: one is connected already", "pid", peerPID(conn))
+	}
+	return nil
 }
 
 // disconnected ends what c had: the guest's memory, the interrupts, and all
@@ -211,8 +222,10 @@ func (p *port) disconnected(c *client) {
 	}
 	atomic.StoreUint32(&p.regs.Page.IRQMode, uint32(qpair.IRQNone))
 	atomic.StoreUint32(&p.regs.Page.Client, 0)
+	atomic.StoreUint32(&p.state.Page.Header.Unshared, 0)
 	p.client = nil
 	p.resetFunction()
+	p.notify()
 	p.mu.Unlock()
 	c.relays.cancel()
 	closeRegions(gone)
@@ -229,7 +242,7 @@ func (p *port) close() error {
 		p.listener.Close()
 	}
 	if c != nil {
-		c.conn.Close()
+		c.end()
 	}
 	p.wg.Wait()
 	p.mu.Lock()
@@ -284,7 +297,7 @@ func (p *port) publish() {
 	p.shown, p.since = state, time.Now()
 	err := errors.Join(p.setFact("state", state), p.setFact("since", p.since.Format(time.RFC3339)))
 	if err != nil {
-		p.log.Error("publishing the state", "error", err)
+		p.log.Error("publishing the state", "err", err)
 	}
 	p.broker.events.Publish(api.Event{Time: p.since, Kind: api.KindPort, Name: p.name, State: state})
 }
@@ -303,6 +316,9 @@ func (p *port) currentState() string {
 	}
 	return api.PortAttached
 }
+
+// handoverLimit is how long a client may wait for the end of the one before.
+const handoverLimit = 500 * time.Millisecond
 
 // linuxTimeout is how long a Linux guest waits for an I/O before it resets the
 // controller (nvme_core.io_timeout); after that it waits CAP.TO for the reset.
@@ -336,7 +352,11 @@ func (p *port) show() api.Port {
 		}
 	}
 	if out.State == api.PortFrozen {
-		out.TimeLeft = max(0, linuxTimeout+constCAP.Timeout()-time.Since(p.since))
+		patience := constCAP.Timeout()
+		if p.csts().RDY() {
+			patience += linuxTimeout
+		}
+		out.TimeLeft = max(0, patience-time.Since(p.since))
 	}
 	return out
 }

@@ -116,10 +116,10 @@ func TestStart(t *testing.T) {
 			}
 			c.Close()
 			eventually(t, "state waiting", func() bool { return fact(b, "vm1", "state") == api.PortWaiting })
-			f = rt.caughtUp(t, p)
-			if len(f.regions) != 0 || len(f.vectors) != 0 {
-				t.Errorf("%d regions and %d vectors after the client has left", len(f.regions), len(f.vectors))
-			}
+			eventually(t, "no region and no vector after the client has left", func() bool {
+				f := rt.attached(t, "vm1")
+				return len(f.regions) == 0 && len(f.vectors) == 0
+			})
 		})
 	}
 }

@@ -217,7 +217,7 @@ func TestRelayBadReplies(t *testing.T) {
 		want   unix.Errno
 		thrown bool
 	}{
-		{"error", func(c *vfiouser.Conn, h vfiouser.Header) error { return c.ReplyError(h, unix.EPERM) }, unix.EPERM, false},
+		{"err", func(c *vfiouser.Conn, h vfiouser.Header) error { return c.ReplyError(h, unix.EPERM) }, unix.EPERM, false},
 		{"no reason", func(c *vfiouser.Conn, h vfiouser.Header) error {
 			return c.Send(vfiouser.Header{ID: h.ID, Command: h.Command, Flags: vfiouser.FlagReply | vfiouser.FlagError})
 		}, unix.EIO, false},

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/vfiouser"
 )
@@ -127,7 +126,7 @@ func (c *client) regionInfo(payload []byte) ([][]byte, int, error) {
 		info.Flags = vfiouser.RegionRead | vfiouser.RegionWrite
 	}
 	var areas []vfiouser.SparseArea
-	if m.Index == vfiouser.RegionBAR0 && c.port.record.Doorbells == api.DoorbellsMap {
+	if m.Index == vfiouser.RegionBAR0 && c.port.mapped {
 		info.Flags |= vfiouser.RegionMmap
 		areas = []vfiouser.SparseArea{{Offset: qpair.DoorbellOffset, Size: qpair.PageSize}}
 	}

@@ -90,7 +90,19 @@ func dialLink(t testing.TB, b *Broker) *qpair.Link {
 // ends.
 func startRuntime(t testing.TB, b *Broker, name string) *fakeRuntime {
 	t.Helper()
-	link, welcome, fds := connect(t, b, name)
+	var (
+		link    *qpair.Link
+		welcome qpair.Message
+		fds     []int
+	)
+	eventually(t, "end of the runtime before", func() bool {
+		link, welcome, fds = connect(t, b, name)
+		if unix.Errno(welcome.Status) != unix.EBUSY {
+			return true
+		}
+		link.Close()
+		return false
+	})
 	if welcome.Kind != qpair.MsgWelcome || welcome.Status != 0 || len(fds) != 1 {
 		t.Fatalf("welcome is %v with status %d and %d fds", welcome.Kind, welcome.Status, len(fds))
 	}

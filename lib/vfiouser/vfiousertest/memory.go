@@ -25,7 +25,8 @@ const (
 type MemoryOptions struct {
 	Low     uint64 // from address 0, at least 2 MiB and less than 4 GiB
 	High    uint64 // from address 4 GiB
-	Private bool   // not shared with the server (share=off): no file descriptors
+	Private bool   // not shared with the server: no file descriptors
+	Copied  bool   // the server gets a file of which the guest has a private copy (a file backend with share=off)
 	Sealed  bool   // the memory file can no longer be made smaller
 }
 
@@ -55,6 +56,9 @@ func NewMemory(options MemoryOptions) (*Memory, error) {
 		flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
 	} else if err := m.makeFile(int64(size)); err != nil {
 		return nil, err
+	}
+	if options.Copied {
+		flags = unix.MAP_PRIVATE
 	}
 	b, err := unix.Mmap(m.fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {

@@ -52,10 +52,12 @@ type Client struct {
 	done    chan struct{} // closed when the receiver has ended
 }
 
-// message is a received message with its fds.
+// message is a received message with its fds, or something to do in line with
+// the messages.
 type message struct {
 	qpair.Message
 	fds []int
+	do  func()
 }
 
 // reply is an answer to a request of ours.
@@ -174,15 +176,23 @@ func (c *Client) receive() {
 			if ch == nil {
 				qpair.CloseFDs(fds)
 			} else {
-				ch <- reply{message{m, fds}, append([]byte(nil), data...)}
+				ch <- reply{message{Message: m, fds: fds}, append([]byte(nil), data...)}
 			}
 			c.mu.Unlock()
 		default:
-			c.inbox = append(c.inbox, message{m, fds})
+			c.inbox = append(c.inbox, message{Message: m, fds: fds})
 			c.mu.Unlock()
 			c.signal()
 		}
 	}
+}
+
+// enqueue has Serve run f after the messages that have arrived.
+func (c *Client) enqueue(f func()) {
+	c.mu.Lock()
+	c.inbox = append(c.inbox, message{do: f})
+	c.mu.Unlock()
+	c.signal()
 }
 
 // signal tells Serve to look.

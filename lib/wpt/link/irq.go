@@ -73,28 +73,38 @@ func (p *Port) followMasks() int {
 		return 0
 	}
 	p.intm, p.unmasks = intm, unmasks
-	if q := p.queues; q != nil && p.phase == enabled {
-		q.admin.post(func() {
-			for _, l := range q.lanes {
-				l.post(l.refire)
-			}
-		})
-	}
+	p.refire()
 	return 1
 }
 
-// refire interrupts the guest if it has unread completions.
+// refire interrupts the guest again wherever it has unread completions. It runs
+// on the home poller.
+func (p *Port) refire() {
+	q := p.queues
+	if q == nil || p.phase != enabled {
+		return
+	}
+	q.admin.post(func() {
+		for _, l := range q.lanes {
+			l.post(l.refire)
+		}
+	})
+}
+
 func (l *lane) refire() {
 	for _, cq := range l.cqs {
-		if _, on := cq.Vector(); on && cq.Unread() {
-			l.port.fire(0)
-			return
+		if n, on := cq.Vector(); on && cq.Unread() {
+			l.port.fire(n)
 		}
 	}
 }
 
 // setVector follows a MsgVector; it closes the fd before when all pollers have
 // passed a turn. It must not be called on a poller.
+//
+// The guest did not wait for the message: completions may have been published
+// since it changed its eventfds and have gone to the one before, where nobody
+// looks any more. So those that are unread interrupt again.
 func (p *Port) setVector(m *message) {
 	fd := -1
 	if len(m.fds) == 1 {
@@ -113,6 +123,9 @@ func (p *Port) setVector(m *message) {
 		v = &p.vectors[m.Start]
 	}
 	old := v.set(fd)
+	if fd >= 0 {
+		p.homePost(p.refire)
+	}
 	if old < 0 {
 		return
 	}

@@ -129,6 +129,10 @@ func (l *lane) fetch(q *queue) int {
 		return 0
 	}
 	for _, slot := range slots {
+		if l.doubtful(q, slot) {
+			l.probe(q, slot)
+			continue
+		}
 		l.execute(q, slot)
 	}
 	return len(slots)

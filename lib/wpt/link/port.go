@@ -51,6 +51,10 @@ type Port struct {
 	vectors [qpair.Vectors]vector
 	intx    vector
 
+	// unshared: the client gives files for memory that it maps privately.
+	// Owned by the goroutine that follows the link.
+	unshared bool
+
 	// sub is the subsystem shown to the guest; nil: it does not exist (yet).
 	sub atomic.Pointer[controller.Subsystem]
 
@@ -63,6 +67,7 @@ type Port struct {
 	queues  *queues
 	private *poller.Poller // serves the queues of memory that is not shared
 	relayed bool           // set while enabled; read by lanes
+	hinted  bool           // that memory is not shared has been logged
 	waiting []func()       // to run when the phase is no longer busy
 }
 
@@ -92,6 +97,7 @@ func (c *Client) newPort(m *message, pollers []*poller.Poller) (*Port, error) {
 		p.release()
 		return nil, fmt.Errorf("port %s: %w", p.Name, e)
 	}
+	p.unshared = atomic.LoadUint32(&p.state.Page.Header.Unshared) != 0
 	return p, nil
 }
 
@@ -188,11 +194,9 @@ func (p *Port) Poll() int {
 		return 1
 	case p.phase == disabled && cc.EN():
 		return p.enable(cc)
-	case p.phase == enabled && cc.SHN() != p.cc.SHN():
+	case cc.SHN() != p.cc.SHN() && p.phase != unserved:
 		p.cc = cc
-		if cc.SHN() != 0 {
-			p.shutdown()
-		}
+		p.followShutdown(cc.SHN() != 0)
 		return 1
 	}
 	return p.followMasks()
@@ -268,7 +272,10 @@ func (p *Port) enable(cc nvme.CC) int {
 		begin(p.home)
 		return 1
 	}
-	p.log.Warn("guest memory is not shared: served slowly, by messages (give QEMU's memory backend share=on)")
+	if !p.hinted {
+		p.hinted = true
+		p.log.Warn("guest memory is not shared: served slowly, by messages (give QEMU's memory backend share=on)")
+	}
 	go p.startPrivate(begin)
 	return 1
 }
@@ -343,7 +350,7 @@ func (s *queues) run(l *lane, adopt bool, done func(error)) {
 	s.admin = l
 	s.lanes[l.p] = l
 	if adopt {
-		s.adopt(0, done)
+		s.adopt(1, done)
 		return
 	}
 	l.addCQ(0)
@@ -419,16 +426,32 @@ func (p *Port) quiesce(publish bool, done func()) {
 	q.admin.post(func() { q.stop(publish, func() { p.homePost(finish) }) })
 }
 
-// shutdown flushes what the guest has written (CC.SHN, NVMe Base 3.6).
-func (p *Port) shutdown() {
-	gen := p.gen
-	p.say(gen, nvme.CSTS(0).WithRDY(true).WithSHST(1))
+// followShutdown follows CC.SHN (NVMe Base 3.6): what the guest has written is
+// flushed, then the shutdown is complete. Without queues it is complete at once.
+func (p *Port) followShutdown(wanted bool) {
+	gen, ready := p.gen, p.phase == enabled
+	status := func(shst uint8) nvme.CSTS { return nvme.CSTS(0).WithRDY(ready).WithSHST(shst) }
+	switch {
+	case !wanted:
+		p.say(gen, status(nvme.SHSTNormal))
+		return
+	case !ready:
+		p.say(gen, status(nvme.SHSTComplete))
+		return
+	}
+	p.say(gen, status(nvme.SHSTOccurring))
 	admin := p.queues.admin
 	admin.post(func() {
+		if admin.stopping {
+			return // a reset came first
+		}
+		admin.running++ // the lane does not end under the flush
 		admin.ctrl.Shutdown(admin.worker, func() {
+			admin.running--
+			admin.settle()
 			p.homePost(func() {
 				if gen == p.gen && p.phase == enabled {
-					p.say(gen, nvme.CSTS(0).WithRDY(true).WithSHST(2))
+					p.say(gen, status(nvme.SHSTComplete))
 				}
 			})
 		})

@@ -313,15 +313,19 @@ func (l *lane) clearShadow(word func(*qpair.Doorbells) *uint32) {
 }
 
 // adopt serves the queues that a runtime before this one has left, valid in
-// generation gen, from qid on; done is called on the admin poller.
+// generation gen, from qid on and the admin queue last: its commands rely on
+// what is known of the others. done is called on the admin poller.
 func (s *queues) adopt(qid uint16, done func(error)) {
 	state := s.port.state.Page
 	for qid < qpair.MaxQueues && !state.CQ[qid].Valid(s.gen) {
 		qid++
 	}
+	next := func() { s.adopt(qid+1, done) }
 	if qid == qpair.MaxQueues {
-		done(nil)
-		return
+		if qid, next = 0, func() { done(nil) }; !state.CQ[0].Valid(s.gen) {
+			next()
+			return
+		}
 	}
 	p := s.admin.p
 	if qid != 0 {
@@ -345,7 +349,7 @@ func (s *queues) adopt(qid uint16, done func(error)) {
 					done(err)
 					return
 				}
-				s.adopt(qid+1, done)
+				next()
 			})
 		})
 	})

@@ -56,7 +56,11 @@ func (ps *Ports) Serve(ctx context.Context, c *Client) error {
 
 // follow acts on one message.
 func (ps *Ports) follow(c *Client, m *message) {
-	if m.Kind == qpair.MsgAttach {
+	switch {
+	case m.do != nil:
+		m.do()
+		return
+	case m.Kind == qpair.MsgAttach:
 		ps.attach(c, m)
 		return
 	}
@@ -160,7 +164,7 @@ func (p *Port) mapRegion(m *message) {
 		prot |= dma.ProtWrite
 	}
 	fd := -1
-	if len(m.fds) == 1 {
+	if len(m.fds) == 1 && !p.unshared {
 		fd = m.fds[0]
 	}
 	if err := p.space.Map(m.Gen, m.Addr, m.Size, prot, fd, m.Offset); err != nil {
@@ -179,6 +183,9 @@ func (p *Port) unmapRegion(m *message) {
 		p.space.Skip(m.Gen)
 		_ = p.c.link.Send(&answer, nil)
 		return
+	}
+	if len(p.space.Table().Regions()) == 0 {
+		p.unshared = false // the client has gone
 	}
 	p.homePost(func() {})
 	go func() {
