@@ -73,7 +73,7 @@ var bundles = []bundle{
 		packages:     []string{"nvme-cli", "busybox-static", "fio", "e2fsprogs"},
 		dependencies: libraries,
 		programs: []string{
-			"usr/bin/busybox", "usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck",
+			"usr/bin/busybox", "usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/debugfs",
 		},
 		files: []string{"usr/sbin/mkfs.ext[234]", "usr/sbin/fsck.ext[234]", "etc/mke2fs.conf"},
 	},

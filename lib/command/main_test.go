@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package command_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command/leapio"
+	"github.com/leapio/leapio/lib/command/qmap"
+	"github.com/leapio/leapio/lib/command/soc"
+	"github.com/leapio/leapio/lib/command/wpt"
+)
+
+// trees are the commands with trees of their own, by name.
+var trees = map[string]func() *cli.Command{
+	"leap-wpt": wpt.Command, "leap-soc": soc.Command, "leap-qmap": qmap.Command,
+}
+
+// TestMain makes this binary be the commands when it is called by their names,
+// as scripts do.
+func TestMain(m *testing.M) {
+	// Commands that were built with the race detector sleep for a second before
+	// they exit, unless told otherwise.
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
+	programs := map[string]func(){
+		"leapio": func() { os.Exit(leapio.Main(os.Args)) },
+	}
+	for name, tree := range trees {
+		programs[name] = func() { os.Exit(cli.Main(tree(), os.Args)) }
+	}
+	testscript.Main(m, programs)
+}

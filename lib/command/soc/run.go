@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/soc"
+)
+
+func run() *cli.Command {
+	var (
+		name string
+		cpus cpuList
+	)
+	mode := api.PollAdaptive
+	return &cli.Command{
+		Name:   "run",
+		Usage:  "be the runtime, until TERM or INT",
+		Daemon: true,
+		Flags: []cli.Flag{
+			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
+			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
+			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
+		},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			if err := api.CheckRuntime(name); err != nil {
+				return err
+			}
+			paths, err := command.Paths(call)
+			if err != nil {
+				return err
+			}
+			poll, err := poller.ParseMode(mode)
+			if err != nil {
+				return err
+			}
+			log := call.Logger("soc")
+			ctx, stop := untilSignal(ctx, log)
+			defer stop()
+			err = soc.Run(ctx, soc.Config{
+				Paths: paths, Name: name, Version: cli.Version(), CPUs: cpus, Poll: poll, Log: log,
+			})
+			if errors.Is(err, context.Canceled) {
+				return nil // asked to end before it was ready
+			}
+			return err
+		},
+	}
+}
+
+// untilSignal gives a context that ends at the first TERM or INT. A second one
+// ends the process at once: leap-wpt sees that, and keeps the guests' drives.
+// HUP is ignored. stop ends the handling.
+func untilSignal(ctx context.Context, log *slog.Logger) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case sig := <-signals:
+				switch {
+				case sig == unix.SIGHUP:
+					log.Info("HUP ignored: there is nothing to read again")
+				case ctx.Err() == nil:
+					log.Info("ending", "signal", sig)
+					cancel()
+				default:
+					os.Exit(fault.ExitInterrupted)
+				}
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel()
+	}
+}
+
+// maxCPU is the highest CPU number Linux has (CPU_SETSIZE - 1).
+const maxCPU = 1023
+
+// cpuList is a list of CPUs as the kernel writes them, cpuset(7): "0-3,8". Each
+// CPU is in it once.
+type cpuList []int
+
+// Set reads s.
+func (l *cpuList) Set(s string) error {
+	var cpus []int
+	for _, part := range strings.Split(s, ",") {
+		low, high, isRange := strings.Cut(part, "-")
+		first, err := parseCPU(low)
+		if err != nil {
+			return err
+		}
+		last := first
+		if isRange {
+			if last, err = parseCPU(high); err != nil {
+				return err
+			}
+		}
+		if last < first {
+			return fmt.Errorf("the range %s runs backwards", part)
+		}
+		for cpu := first; cpu <= last; cpu++ {
+			if slices.Contains(cpus, cpu) {
+				return fmt.Errorf("CPU %d is in it twice", cpu)
+			}
+			cpus = append(cpus, cpu)
+		}
+	}
+	*l = cpus
+	return nil
+}
+
+// parseCPU reads the number of a CPU.
+func parseCPU(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n > maxCPU {
+		return 0, fmt.Errorf("%s is not a CPU number of 0 to %d", cmp.Or(s, "nothing"), maxCPU)
+	}
+	return int(n), nil
+}
+
+// String is the list, one number each.
+func (l *cpuList) String() string {
+	var parts []string
+	for _, cpu := range *l {
+		parts = append(parts, strconv.Itoa(cpu))
+	}
+	return strings.Join(parts, ",")
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/fault"
+)
+
+// TestMain makes this binary be a daemon that never ends by itself, when
+// TestSignals starts it.
+func TestMain(m *testing.M) {
+	if os.Getenv("LEAP_TEST_SIGNALS") == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := untilSignal(context.Background(), slog.New(slog.DiscardHandler))
+	defer stop()
+	fmt.Println("ready")
+	<-ctx.Done()
+	fmt.Println("ending")
+	select {}
+}
+
+// HUP does nothing, the first TERM ends the context, the second one the process.
+func TestSignals(t *testing.T) {
+	for _, sig := range []os.Signal{unix.SIGTERM, unix.SIGINT} {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "LEAP_TEST_SIGNALS=1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		step := func(want string, signals ...os.Signal) {
+			t.Helper()
+			if lines.Scan(); lines.Text() != want {
+				t.Errorf("it says %q, want %q", lines.Text(), want)
+			}
+			for _, sig := range signals {
+				if err := cmd.Process.Signal(sig); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		step("ready", unix.SIGHUP, sig)
+		step("ending", sig)
+		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != fault.ExitInterrupted {
+			t.Errorf("after two %v: %v, want exit code %d", sig, err, fault.ExitInterrupted)
+		}
+	}
+}
+
+func TestCPUList(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"0", "0"}, {"3,1", "3,1"}, {"0-3,8", "0,1,2,3,8"}, {"5-5", "5"}, {"1023", "1023"},
+	} {
+		l := cpuList{9}
+		if err := l.Set(tt.text); err != nil || l.String() != tt.want {
+			t.Errorf("%q: got %s, %v, want %s", tt.text, l.String(), err, tt.want)
+		}
+	}
+	for _, text := range []string{"", ",", "0,", "-", "-1", "1-", "3-1", "1,1", "0-2,1", "1024", "99999999999", "a", "0x1", "1 ", "1-2-3", "0-70000"} {
+		l := cpuList{9}
+		if err := l.Set(text); err == nil {
+			t.Errorf("%q: got %s, want an error", text, l.String())
+		} else if l.String() != "9" {
+			t.Errorf("%q: changed the list to %s", text, l.String())
+		}
+	}
+}
+
+func FuzzCPUList(f *testing.F) {
+	for _, s := range []string{"0", "0-3,8", "1-", "1,,2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var l, again cpuList
+		if l.Set(s) != nil {
+			return
+		}
+		if err := again.Set(l.String()); err != nil {
+			t.Fatalf("%q: its own text %q: %v", s, l.String(), err)
+		}
+		if d := cmp.Diff(l, again); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+func TestParseVolume(t *testing.T) {
+	got, err := ParseVolume(strings.Fields("m1 mirror size=1G on=a,b,c path=/x=y,z"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := api.VolumeSpec{
+		Name: "m1", Kind: "mirror", On: []string{"a", "b", "c"}, Options: api.Options{"size": "1G", "path": "/x=y,z"},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	for _, words := range []string{
+		"m1 mirror size", "m1 mirror =1", "m1 mirror a=1 a=2", "m1 mirror on=a on=b", "m1 mirror on=", "m1 mirror on=a,,b",
+		"M1 mirror", "m1 Mirror", "m1 mirror on=m1",
+	} {
+		if got, err := ParseVolume(strings.Fields(words)); fault.KindOf(err) != fault.Usage {
+			t.Errorf("%q: got %+v, %v, want a usage fault", words, got, err)
+		}
+	}
+}
+
+func TestReached(t *testing.T) {
+	for _, tt := range []struct {
+		kind, want, now string
+		reached         bool
+	}{
+		{api.KindPort, api.PortEnabled, api.PortEnabled, true},
+		{api.KindPort, api.PortEnabled, api.PortAttached, false},
+		{api.KindPort, api.PortEnabled, "", false},
+		{api.KindPort, stateCreated, api.PortFrozen, true},
+		{api.KindPort, stateCreated, stateDeleted, false},
+		{api.KindVolume, stateDeleted, stateDeleted, true},
+		{api.KindVolume, stateReady, stateCreated, false},
+		{api.KindRuntime, stateReady, stateAttached, true},
+		{api.KindRuntime, stateAttached, stateReady, false},
+	} {
+		w := &waiter{kind: tt.kind, state: tt.want}
+		if got := w.reached(tt.now); got != tt.reached {
+			t.Errorf("%s, waiting for %s: %q reaches it: %v, want %v", tt.kind, tt.want, tt.now, got, tt.reached)
+		}
+	}
+}

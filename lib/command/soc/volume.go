@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fault"
+)
+
+// volumeColumns are those of volume list; volume show has more at the end.
+var volumeColumns = []cli.Column[api.Volume]{
+	{Name: "VOLUME", Value: func(v api.Volume) any { return v.Name }},
+	{Name: "KIND", Value: func(v api.Volume) any { return v.Kind }},
+	{Name: "SIZE", Value: func(v api.Volume) any { return v.Size }},
+	{Name: "BLOCK", Value: func(v api.Volume) any { return int64(v.Block) }},
+	{Name: "STATE", Value: func(v api.Volume) any { return v.State }},
+	{Name: "USED-BY", Value: func(v api.Volume) any { return []string(v.UsedBy) }},
+}
+
+var volumeDetails = append(volumeColumns[:len(volumeColumns):len(volumeColumns)], []cli.Column[api.Volume]{
+	{Name: "PATH", Value: func(v api.Volume) any { return v.Path }},
+	{Name: "ON", Value: func(v api.Volume) any { return []string(v.On) }},
+	{Name: "UUID", Value: func(v api.Volume) any { return v.UUID }},
+	{Name: "OPTIONS", Value: options},
+	{Name: "ERROR", Value: func(v api.Volume) any { return v.Error }},
+}...)
+
+// options are the key=value words of a volume, as volume create takes them.
+func options(v api.Volume) any {
+	var words []string
+	for key, value := range v.Options {
+		words = append(words, key+"="+value)
+	}
+	slices.Sort(words)
+	return words
+}
+
+func volumeCreate() *cli.Command {
+	var (
+		runtime string
+		existOK bool
+	)
+	return &cli.Command{
+		Name:  "create",
+		Usage: "make a volume",
+		Help:  "volume describe lists the kinds and their keys.",
+		Args:  "NAME KIND [KEY=VALUE...]",
+		Flags: []cli.Flag{
+			command.RuntimeFlag(&runtime),
+			{Name: "exist-ok", Usage: "a volume that is as asked for already is no error", Value: cli.Bool(&existOK)},
+		},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			spec, err := ParseVolume(call.Args)
+			if err != nil {
+				return err
+			}
+			spec.ExistOK = existOK
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			made, err := CreateVolume(ctx, client, spec)
+			if err != nil {
+				return command.About(call, spec.Name, err)
+			}
+			return cli.Made(call, made.Name)
+		},
+	}
+}
+
+// ParseVolume reads the words of volume create: a name, a kind, and key=value
+// pairs, of which on= has the names of volumes with commas between.
+func ParseVolume(words []string) (api.VolumeSpec, error) {
+	spec := api.VolumeSpec{Name: words[0], Kind: words[1], Options: make(api.Options)}
+	for _, word := range words[2:] {
+		key, value, ok := strings.Cut(word, "=")
+		if !ok || key == "" {
+			return spec, fault.Errorf(fault.Usage, "", "", "bad word %q: it is not KEY=VALUE", word)
+		}
+		_, again := spec.Options[key]
+		switch {
+		case again, key == "on" && spec.On != nil:
+			return spec, fault.Errorf(fault.Usage, "", "", "%s= is given twice", key)
+		case key == "on":
+			spec.On = strings.Split(value, ",")
+		default:
+			spec.Options[key] = value
+		}
+	}
+	return spec, spec.Check()
+}
+
+// CreateVolume makes a volume. Paths among the options are relative to the
+// folder of the caller.
+func CreateVolume(ctx context.Context, client *api.Client, spec api.VolumeSpec) (api.Volume, error) {
+	var (
+		kind api.KindInfo
+		made api.Volume
+	)
+	err := client.Get(ctx, api.Path("kinds", spec.Kind), &kind)
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return made, err // what a missing kind means is for the call below to say
+	}
+	for _, key := range kind.Keys {
+		value := spec.Options[key.Name]
+		if value == "" || !strings.EqualFold(key.Type, "path") {
+			continue
+		}
+		if spec.Options[key.Name], err = filepath.Abs(value); err != nil {
+			return made, err
+		}
+	}
+	return made, client.Post(ctx, api.Path("volumes"), spec, &made)
+}
+
+func volumeList() *cli.Command {
+	var runtime string
+	return &cli.Command{
+		Name:  "list",
+		Usage: "list the volumes",
+		Flags: []cli.Flag{command.RuntimeFlag(&runtime)},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			var volumes []api.Volume
+			if err := client.Get(ctx, api.Path("volumes"), &volumes); err != nil {
+				return err
+			}
+			return cli.List(call, volumeColumns, volumes)
+		},
+	}
+}
+
+func volumeShow() *cli.Command {
+	var runtime string
+	return &cli.Command{
+		Name:  "show",
+		Usage: "show one volume",
+		Args:  "VOLUME",
+		Flags: []cli.Flag{command.RuntimeFlag(&runtime)},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			name := call.Arg(0)
+			if err := command.CheckNames("volume", name); err != nil {
+				return err
+			}
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			var v api.Volume
+			if err := client.Get(ctx, api.Path("volumes", name), &v); err != nil {
+				return command.About(call, name, err)
+			}
+			return cli.Show(call, volumeDetails, v)
+		},
+	}
+}
+
+func volumeDelete() *cli.Command {
+	var (
+		runtime string
+		in      api.VolumeDelete
+	)
+	return &cli.Command{
+		Name:  "delete",
+		Usage: "delete volumes",
+		Args:  "VOLUME...",
+		Flags: []cli.Flag{
+			command.RuntimeFlag(&runtime),
+			{Name: "data", Usage: "and their data files, if leap-soc made them", Value: cli.Bool(&in.Data)},
+		},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			if err := command.CheckNames("volume", call.Args...); err != nil {
+				return err
+			}
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			return call.Each(ctx, call.Args, func(name string) error {
+				return client.Delete(ctx, api.Path("volumes", name), in, nil)
+			})
+		},
+	}
+}
+
+var kindColumns = []cli.Column[api.KindInfo]{
+	{Name: "KIND", Value: func(k api.KindInfo) any { return k.Kind }},
+	{Name: "KEYS", Value: keyNames},
+	{Name: "SUMMARY", Value: func(k api.KindInfo) any { return k.Summary }},
+}
+
+var keyColumns = []cli.Column[api.Key]{
+	{Name: "KEY", Value: func(k api.Key) any { return k.Name }},
+	{Name: "VALUE", Value: func(k api.Key) any { return k.Type }},
+	{Name: "DEFAULT", Value: func(k api.Key) any { return k.Default }},
+	{Name: "SUMMARY", Value: func(k api.Key) any { return k.Summary }},
+}
+
+// keyNames are the keys of a kind, with on= for one that is on other volumes.
+func keyNames(k api.KindInfo) any {
+	var names []string
+	if k.MaxOn != 0 {
+		names = append(names, "on=")
+	}
+	for _, key := range k.Keys {
+		names = append(names, key.Name+"=")
+	}
+	return names
+}
+
+func volumeDescribe() *cli.Command {
+	var runtime string
+	return &cli.Command{
+		Name:  "describe",
+		Usage: "list the kinds of volumes, or the keys of one kind",
+		Args:  "[KIND]",
+		Flags: []cli.Flag{command.RuntimeFlag(&runtime)},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			name := call.Arg(0)
+			if name == "" {
+				var kinds []api.KindInfo
+				if err := client.Get(ctx, api.Path("kinds"), &kinds); err != nil {
+					return err
+				}
+				return cli.List(call, kindColumns, kinds)
+			}
+			if err := command.CheckNames("kind", name); err != nil {
+				return err
+			}
+			var kind api.KindInfo
+			if err := client.Get(ctx, api.Path("kinds", name), &kind); err != nil {
+				return command.About(call, name, err)
+			}
+			if call.Format == cli.JSON {
+				return cli.Show(call, kindColumns, kind)
+			}
+			return cli.List(call, keyColumns, kind.Keys)
+		},
+	}
+}
