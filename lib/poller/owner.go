@@ -28,8 +28,8 @@ func (p *Poller) Post(f func()) error {
 	return nil
 }
 
-// Do runs f on the poller and waits for its end. It must not be called on the
-// poller itself.
+// Do runs f on the poller and waits for its end, also where that is a fault in
+// guest memory. It must not be called on the poller itself.
 func (p *Poller) Do(f func()) error {
 	done := make(chan struct{})
 	if err := p.Post(func() { defer close(done); f() }); err != nil {

@@ -27,10 +27,11 @@ type rig struct {
 	t     testing.TB
 	paths api.Paths
 	log   *slog.Logger
+	wpt   *daemon
 	soc   *daemon
 }
 
-// daemon is a running leap-soc.
+// daemon is a running leap-wpt or leap-soc.
 type daemon struct {
 	cancel context.CancelFunc
 	done   chan error
@@ -49,26 +50,35 @@ func newRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, paths: paths, log: slog.New(slog.NewTextHandler(&testLog{t: t}, nil))}
-	ctx, cancel := context.WithCancel(context.Background())
-	ready := make(chan struct{})
-	done := make(chan error, 1)
-	go func() {
-		done <- wpt.Run(ctx, wpt.Config{Paths: paths, Logger: r.log, Ready: func() { close(ready) }})
-	}()
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatal("leap-wpt:", err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error("leap-wpt:", err)
-		}
-	})
+	r.startWpt()
+	t.Cleanup(func() { r.stopWpt() })
 	r.startSoc()
 	t.Cleanup(r.stopSoc)
 	return r
+}
+
+// startWpt starts leap-wpt and waits until it serves.
+func (r *rig) startWpt() {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready := make(chan struct{})
+	r.wpt = &daemon{cancel: cancel, done: make(chan error, 1)}
+	go func() {
+		r.wpt.done <- wpt.Run(ctx, wpt.Config{Paths: r.paths, Logger: r.log, Ready: func() { close(ready) }})
+	}()
+	select {
+	case <-ready:
+	case err := <-r.wpt.done:
+		r.t.Fatal("leap-wpt:", err)
+	}
+}
+
+// stopWpt stops leap-wpt: guests lose their drives.
+func (r *rig) stopWpt() {
+	r.wpt.cancel()
+	if err := <-r.wpt.done; err != nil {
+		r.t.Error("leap-wpt:", err)
+	}
 }
 
 // startSoc starts leap-soc and waits until it serves.
@@ -448,4 +458,42 @@ func TestGuestBeforeRuntime(t *testing.T) {
 		t.Fatal(err)
 	}
 	exercise(t, n, vfiousertest.Polled)
+}
+
+// TestBrokerRestarts: a runtime attaches to a new leap-wpt and has it keep the
+// memory of its volumes, so that they survive the runtime's own restart again.
+func TestBrokerRestarts(t *testing.T) {
+	r := newRig(t)
+	r.volume("d1", "mem", "size", "32M")
+	r.wire("vm1", api.DoorbellsTrap, "d1")
+	data := pattern(4096, 11)
+	use := func(write bool) {
+		t.Helper()
+		n := r.guest("vm1", small)
+		if err := n.Enable(32); err != nil {
+			t.Fatal(err)
+		}
+		q, err := n.CreatePair(1, 64, vfiousertest.Polled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if write {
+			if err := q.Write(1, 7, data, 512); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := make([]byte, len(data))
+		if err := q.Read(1, 7, got, 512); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("read: %v, equal %t", err, bytes.Equal(got, data))
+		}
+		n.Client().Close()
+		r.waitState("vm1", api.PortWaiting)
+	}
+	use(true)
+	r.stopWpt()
+	r.startWpt()
+	use(false)
+	r.stopSoc()
+	r.startSoc()
+	use(false)
 }

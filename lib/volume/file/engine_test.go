@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -175,6 +176,167 @@ func TestStatus(t *testing.T) {
 			t.Errorf("%s, result %d: got %v, want %v", x.op, x.res, got, x.want)
 		}
 	}
+}
+
+// scripted is an engine that keeps what it was asked for and answers as told.
+type scripted struct {
+	p       *poller.Poller
+	results []int
+	asked   []asked
+	cancels int
+}
+
+// asked is a call: n is the length of its iovecs, or of the range.
+type asked struct {
+	kind  callKind
+	flags uint32
+	off   int64
+	n     int64
+}
+
+func (e *scripted) start(o *op) error {
+	c := o.call
+	for _, v := range c.iov {
+		c.n += int64(v.Len)
+	}
+	e.asked = append(e.asked, asked{c.kind, c.flags, c.off, c.n})
+	res := int(c.n)
+	if c.kind == callSync || c.kind == callAllocate {
+		res = 0
+	}
+	if len(e.results) > 0 {
+		res, e.results = e.results[0], e.results[1:]
+	}
+	e.p.Defer(ending{o, res})
+	return nil
+}
+
+func (e *scripted) cancel(*op) { e.cancels++ }
+func (e *scripted) close()     {}
+
+// script opens a queue with a scripted engine on a direct volume whose unit is
+// 512 bytes and whose file system has blocks of 4096.
+func script(t *testing.T) (*volumetest.Client, *scripted) {
+	t.Helper()
+	f := open(t, volumetest.NewEnv(t, t.TempDir()), spec("size=1M"))
+	t.Cleanup(func() { f.Close() })
+	f.direct, f.memAlign, f.unit = true, 512, 512
+	f.info.DiscardGranularity = 4096
+	c := volumetest.Connect(t, f, poller.Config{Name: "test", CPU: -1, Fence: -1})
+	e := &scripted{p: c.Poller}
+	c.On(func() { c.Queue.(*queue).engine = e })
+	return c, e
+}
+
+// TestCalls: the calls that a request becomes.
+func TestCalls(t *testing.T) {
+	const (
+		punching = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+		zeroing  = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
+		unable   = -int(unix.EOPNOTSUPP)
+	)
+	for _, x := range []struct {
+		name    string
+		op      volume.Op
+		flags   volume.Flags
+		off, n  uint64
+		skew    uint64
+		results []int
+		want    []asked
+		status  nvme.Status
+	}{
+		{"read", volume.Read, 0, 512, 4096, 0, nil,
+			[]asked{{callRead, 0, 512, 4096}}, 0},
+		{"short read", volume.Read, 0, 512, 4096, 0, []int{700, 1024, 2560},
+			[]asked{{callRead, 0, 512, 4096}, {callRead, 0, 1024, 3584}, {callRead, 0, 2048, 2560}}, 0},
+		{"read that gets nowhere", volume.Read, 0, 512, 4096, 0, []int{1024, 100},
+			[]asked{{callRead, 0, 512, 4096}, {callRead, 0, 1536, 3072}}, nvme.StatusUnrecoveredReadError},
+		{"bounced read", volume.Read, 0, 0, bounceSize + 4096, 4, nil,
+			[]asked{{callRead, 0, 0, bounceSize}, {callRead, 0, bounceSize, 4096}}, 0},
+		{"write", volume.Write, 0, 0, 4096, 0, nil,
+			[]asked{{callWrite, 0, 0, 4096}}, 0},
+		{"durable write", volume.Write, volume.FUA, 0, 4096, 0, []int{512},
+			[]asked{{callWrite, unix.RWF_DSYNC, 0, 4096}, {callWrite, unix.RWF_DSYNC, 512, 3584}}, 0},
+		{"durable bounced write", volume.Write, volume.FUA, 0, 4096, 4, nil,
+			[]asked{{callWrite, unix.RWF_DSYNC, 0, 4096}}, 0},
+		{"again", volume.Write, 0, 0, 4096, 0, []int{-int(unix.EINTR), -int(unix.EAGAIN)},
+			[]asked{{callWrite, 0, 0, 4096}, {callWrite, 0, 0, 4096}, {callWrite, 0, 0, 4096}}, 0},
+		{"flush", volume.Flush, 0, 0, 0, 0, nil,
+			[]asked{{callSync, 0, 0, 0}}, 0},
+		{"write zeroes", volume.WriteZeroes, 0, 512, 1024, 0, nil,
+			[]asked{{callAllocate, zeroing, 512, 1024}}, 0},
+		{"durable write zeroes", volume.WriteZeroes, volume.FUA, 512, 1024, 0, nil,
+			[]asked{{callAllocate, zeroing, 512, 1024}, {callSync, 0, 0, 0}}, 0},
+		{"deallocate", volume.WriteZeroes, volume.Deallocate, 512, 1024, 0, nil,
+			[]asked{{callAllocate, punching, 512, 1024}}, 0},
+		{"zeroes by hand", volume.WriteZeroes, 0, 512, bounceSize + 1024, 0, []int{unable},
+			[]asked{{callAllocate, zeroing, 512, bounceSize + 1024}, {callWrite, 0, 512, bounceSize}, {callWrite, 0, 512 + bounceSize, 1024}}, 0},
+		{"durable zeroes by hand", volume.WriteZeroes, volume.FUA | volume.Deallocate, 512, 1024, 0, []int{unable},
+			[]asked{{callAllocate, punching, 512, 1024}, {callWrite, unix.RWF_DSYNC, 512, 1024}}, 0},
+		{"discard", volume.Discard, 0, 512, 16384, 0, nil,
+			[]asked{{callAllocate, punching, 4096, 12288}}, 0},
+		{"discard of one block", volume.Discard, 0, 4096, 4096, 0, nil,
+			[]asked{{callAllocate, punching, 4096, 4096}}, 0},
+		{"discard of less than a hole", volume.Discard, 0, 512, 4096, 0, nil, nil, 0},
+		{"discard where there are no holes", volume.Discard, 0, 0, 4096, 0, []int{unable},
+			[]asked{{callAllocate, punching, 0, 4096}}, 0},
+	} {
+		c, e := script(t)
+		e.results = x.results
+		r := volume.Request{Op: x.op, Flags: x.flags, Offset: x.off, Length: x.n}
+		if x.op == volume.Read || x.op == volume.Write {
+			r.Segments = volumetest.NewMemory(t, 1<<20).Segments(x.skew, x.n)
+		}
+		st := c.Do(t.Context(), &r)
+		if st != x.status || !slices.Equal(e.asked, x.want) {
+			t.Errorf("%s: %v after calls %+v; want %v after %+v", x.name, st, e.asked, x.status, x.want)
+		}
+	}
+}
+
+// What the file system cannot do it is asked for once.
+func TestUnsupportedOnce(t *testing.T) {
+	c, e := script(t)
+	e.results = []int{-int(unix.EOPNOTSUPP), 4096, -int(unix.EOPNOTSUPP)}
+	for _, r := range []volume.Request{
+		{Op: volume.WriteZeroes, Length: 4096},
+		{Op: volume.Discard, Length: 4096},
+		{Op: volume.WriteZeroes, Length: 4096},
+		{Op: volume.WriteZeroes, Length: 4096, Flags: volume.Deallocate},
+		{Op: volume.Discard, Length: 4096},
+	} {
+		if st := c.Do(t.Context(), &r); st != nvme.StatusSuccess {
+			t.Errorf("%s: %v", r.Op, st)
+		}
+	}
+	var kinds []callKind
+	for _, a := range e.asked {
+		kinds = append(kinds, a.kind)
+	}
+	if want := []callKind{callAllocate, callWrite, callAllocate, callWrite, callWrite}; !slices.Equal(kinds, want) {
+		t.Errorf("calls %v, want %v", kinds, want)
+	}
+}
+
+// A wish to cancel a request that has ended does not hit the one after it.
+func TestCancelLate(t *testing.T) {
+	c, e := script(t)
+	first, second := volume.Request{Op: volume.Flush}, volume.Request{Op: volume.Flush, Owner: nobody{}}
+	if st := c.Do(t.Context(), &first); st != nvme.StatusSuccess {
+		t.Fatal(st)
+	}
+	c.On(func() {
+		c.Queue.Submit(&second)
+		c.Queue.Cancel(&first)
+		c.Queue.Cancel(&volume.Request{Scratch: [2]uint64{1 << 40}})
+		if e.cancels != 0 {
+			t.Error("a request that was not meant is cancelled")
+		}
+		c.Queue.Cancel(&second)
+		if e.cancels != 1 {
+			t.Error("the request is not cancelled")
+		}
+	})
 }
 
 // Memory is only copied where direct I/O needs it so.

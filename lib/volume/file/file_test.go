@@ -319,4 +319,19 @@ func TestLock(t *testing.T) {
 	if err := <-second; err != nil {
 		t.Errorf("released: %v", err)
 	}
+
+	// A file that is deleted while it is waited for is not used.
+	first = open(t, env, spec())
+	go func() {
+		_, err := Kind.Make(context.Background(), env, spec())
+		second <- err
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if err := os.Remove(env.DataPath("d")); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	if err := <-second; fault.KindOf(err) != fault.NotFound {
+		t.Errorf("deleted: %v (%v), want a fault of kind not_found", err, fault.KindOf(err))
+	}
 }

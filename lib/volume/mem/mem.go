@@ -63,7 +63,7 @@ func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume
 		unix.Close(fd)
 		return nil, fmt.Errorf("mapping %d bytes of memory: %w", size, err)
 	}
-	m := &mem{fd: fd, data: data, info: volume.Info{
+	m := &mem{name: keptName(spec), fd: fd, data: data, info: volume.Info{
 		Size: size, Block: block,
 		WriteGranularity:   block,
 		DiscardGranularity: max(block, pageSize),
@@ -148,11 +148,16 @@ func remove(env volume.Env, spec *volume.Spec, _ bool) error {
 
 type mem struct {
 	info volume.Info
+	name string // that leap-wpt knows the memory by
 	fd   int
 	data []byte
 }
 
 func (m *mem) Info() *volume.Info { return &m.info }
+
+// Kept returns what a leap-wpt that does not know the volume yet is to keep.
+// The descriptor stays the volume's.
+func (m *mem) Kept() (name string, fd int) { return m.name, m.fd }
 
 func (m *mem) Open(p *poller.Poller) (volume.Queue, error) {
 	q := &queue{m: m, p: p}

