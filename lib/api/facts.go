@@ -80,7 +80,9 @@ func (f *Facts) Add(thing string) (string, error) {
 	owner, err := readOwner(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		err = replaceFile(filepath.Join(dir, ownerFile), []byte(f.owner+"\n"), 0o644, false)
+		if err = replaceFile(filepath.Join(dir, ownerFile), []byte(f.owner+"\n"), 0o644, false); err != nil {
+			_ = os.Remove(dir) // ours, and empty; the error that counts is err
+		}
 	case err == nil && owner != f.owner:
 		return "", fault.Errorf(fault.Exists, "", "", "%s belongs to runtime %s", dir, owner).
 			Hint("take another name, or remove the folder if that runtime is gone for good")

@@ -202,3 +202,20 @@ func TestFactsConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A thing that cannot be made leaves no folder behind.
+func TestFactsAddFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "port")
+	f := openFacts(t, dir, strings.Repeat("x", 8<<10))
+	var before unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_FSIZE, &before))
+	must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 4 << 10, Max: before.Max}))
+	_, err := f.Add("vm1")
+	must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &before))
+	if err == nil {
+		t.Error("a full disk is no error")
+	}
+	if d := cmp.Diff(map[string]string{}, tree(t, dir)); d != "" {
+		t.Error(d)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
@@ -39,8 +40,9 @@ type Paths struct {
 
 // NewPaths makes both folders absolute and checks them: words with paths under
 // run must survive an unquoted $(...) in sh and the JSON of QEMU's -device, so
-// blanks, control characters, *?[, backslashes and double quotes are refused,
-// as is a run whose sockets do not fit sun_path. Errors are usage faults.
+// blanks, control characters, *?[, backslashes, double quotes and bytes that are
+// no UTF-8 are refused, as is a run whose sockets do not fit sun_path. Errors are
+// usage faults.
 func NewPaths(run, state string) (Paths, error) {
 	if run == "" || state == "" {
 		return Paths{}, fault.Errorf(fault.Usage, "", "", "the name of the run or state folder is empty")
@@ -52,6 +54,9 @@ func NewPaths(run, state string) (Paths, error) {
 	state, err = filepath.Abs(state)
 	if err != nil {
 		return Paths{}, err
+	}
+	if !utf8.ValidString(run) {
+		return Paths{}, fault.Errorf(fault.Usage, "", "", "bad run folder %q: it is not UTF-8", run)
 	}
 	bad := strings.IndexFunc(run, func(c rune) bool {
 		return c <= ' ' || c == 0x7f || strings.ContainsRune(`*?[\"`, c)
@@ -140,5 +145,9 @@ func (p Paths) ListenerDir(number int) string {
 	return filepath.Join(p.Facts(KindListener), strconv.Itoa(number))
 }
 
-// fileName makes a file name of an NQN: hosts accept those with a slash in them.
-func fileName(name string) string { return strings.ReplaceAll(name, "/", "%2F") }
+// escapes make a file name of an NQN, another one for each: hosts accept those
+// with a slash in them.
+var escapes = strings.NewReplacer("/", "%2F", "%", "%25")
+
+// fileName is the name of a thing's folder.
+func fileName(name string) string { return escapes.Replace(name) }

@@ -25,6 +25,7 @@ func TestPaths(t *testing.T) {
 		{p.VolumeDir("d1"), "/run/leapio/volume/d1"},
 		{p.SubsystemDir("s1"), "/run/leapio/subsystem/s1"},
 		{p.SubsystemDir("nqn.2014-08.org.x:a/../b"), "/run/leapio/subsystem/nqn.2014-08.org.x:a%2F..%2Fb"},
+		{p.SubsystemDir("nqn.2014-08.org.x:a%2Fb"), "/run/leapio/subsystem/nqn.2014-08.org.x:a%252Fb"},
 		{p.ListenerDir(3), "/run/leapio/listener/3"},
 		{p.StateFile("soc"), "/var/lib/leapio/soc.json"},
 		{p.VolumeData("d1"), "/var/lib/leapio/volumes/d1.img"},
@@ -74,6 +75,7 @@ func TestNewPathsBad(t *testing.T) {
 		{"/run/[a", "blanks"},
 		{`/run/a\b`, "blanks"},
 		{`/run/a"b`, "blanks"},
+		{"/run/a\xffb", "not UTF-8"},
 		{fits + "r", "the limit is 107"},
 	} {
 		_, err := NewPaths(tt.run, "/s")

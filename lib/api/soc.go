@@ -63,7 +63,7 @@ type Volume struct {
 	Path    string       `json:"path"` // the file or device, empty for kinds without one
 	On      List[string] `json:"on"`
 	Options Options      `json:"options"`
-	UsedBy  List[string] `json:"used_by"` // "namespace NQN/NSID" or "volume NAME"
+	UsedBy  List[string] `json:"used_by"` // "namespace SUBSYSTEM/NSID"
 }
 
 // VolumeDelete says what goes with the entry of a volume.
@@ -75,19 +75,15 @@ type VolumeDelete struct {
 type KindInfo struct {
 	Kind    string    `json:"kind"`
 	Summary string    `json:"summary"` // one line
-	MinOn   int       `json:"min_on"`  // volumes it needs below it
-	MaxOn   int       `json:"max_on"`  // and may have; -1: any number
 	Keys    List[Key] `json:"keys"`
 }
 
 // Key describes one key=value option of a kind.
 type Key struct {
-	Name     string       `json:"name"`
-	Type     string       `json:"type"` // size, path, string, number, bool, duration, address or choice
-	Default  string       `json:"default"`
-	Required bool         `json:"required"`
-	Choices  List[string] `json:"choices"` // of a choice
-	Summary  string       `json:"summary"` // one line
+	Name    string `json:"name"`
+	Type    string `json:"type"`    // what its value is, as help writes it: SIZE, PATH, or the choices, 512|4096
+	Default string `json:"default"` // empty: none
+	Summary string `json:"summary"` // one line
 }
 
 // SubsystemSpec asks for an NVM subsystem. Name may be an NQN, which is then
@@ -173,18 +169,6 @@ func (s HostSpec) Check() error {
 		return nil
 	}
 	return CheckNQN(s.Host)
-}
-
-// Map is a port wired to a subsystem.
-type Map struct {
-	Port      string       `json:"port"`
-	Subsystem string       `json:"subsystem"` // its name
-	NQN       string       `json:"nqn"`
-	Implicit  bool         `json:"implicit"` // the subsystem was made by map
-	Targets   List[string] `json:"targets"`  // as given
-	Poll      string       `json:"poll"`
-	Doorbells string       `json:"doorbells"`
-	State     string       `json:"state"` // of the port
 }
 
 // QueuePair is a submission queue with its completion queue, as the runtime

@@ -94,7 +94,7 @@ func (s *StateFile[T]) parse(b []byte) (T, error) {
 		return zero, s.damaged(explain(err))
 	}
 	switch {
-	case head.Version < 1 || head.State == nil:
+	case head.Version < 1 || head.State == nil || string(head.State) == "null":
 		return zero, s.damaged(errors.New("it has no version or no state"))
 	case head.Version > s.version:
 		return zero, fault.Errorf(fault.Unsupported, "", "",

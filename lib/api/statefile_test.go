@@ -147,6 +147,7 @@ func TestStateFileDamaged(t *testing.T) {
 		{`{"version":1,"state":{"colour":1}}`, `unknown field "colour"`},
 		{`{"version":1,"state":{},"more":1}`, `unknown field "more"`},
 		{`{"version":1}`, "no version or no state"},
+		{`{"version":1,"state": null }`, "no version or no state"},
 		{`{"state":{}}`, "no version or no state"},
 		{`{"version":-1,"state":{}}`, "no version or no state"},
 		{`{"version":1.5,"state":{}}`, "key version cannot be"},

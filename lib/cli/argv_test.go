@@ -143,8 +143,6 @@ func TestOrder(t *testing.T) {
 		// a value may look like a flag, be empty or contain anything
 		{"volume create --nqn --size d1 file", create(func(v *seen) { v.Nqn = "--size" })},
 		{"volume create --nqn -- d1 file", create(func(v *seen) { v.Nqn = "--" })},
-		{"volume create --nqn '' d1 file", create(same)},
-		{"volume create --nqn= d1 file", create(same)},
 		{"volume create --nqn=a=b d1 file", create(func(v *seen) { v.Nqn = "a=b" })},
 		// decimal only
 		{"volume create --count 010 d1 file", create(func(v *seen) { v.Count = 10 })},
@@ -197,6 +195,8 @@ func TestUsageErrors(t *testing.T) {
 		{"volume create d1 file --exist-ok=yes", "volume create: option --exist-ok takes no value\nhint: leap-test volume create --help shows what it takes\n"},
 		{"volume create d1 file --size 1.3B", "volume create: --size: bad size \"1.3B\": it is not a whole number of bytes\nhint: leap-test volume create --help shows what it takes\n"},
 		{"volume create d1 file -s ''", "volume create: -s: bad size \"\": it is empty\nhint: leap-test volume create --help shows what it takes\n"},
+		{"volume create --nqn '' d1 file", "volume create: --nqn: bad value \"\": it is empty\nhint: leap-test volume create --help shows what it takes\n"},
+		{"volume create d1 file --nqn=", "volume create: --nqn: bad value \"\": it is empty\nhint: leap-test volume create --help shows what it takes\n"},
 		{"volume create d1 file --count x", "volume create: --count: bad value \"x\": not a number\nhint: leap-test volume create --help shows what it takes\n"},
 		{"volume create d1 file --count 17", "volume create: --count: bad value \"17\": not in 0 to 16\nhint: leap-test volume create --help shows what it takes\n"},
 		{"volume create d1 file --count 99999999999999999999", "volume create: --count: bad value \"99999999999999999999\": not in 0 to 16\nhint: leap-test volume create --help shows what it takes\n"},

@@ -15,14 +15,13 @@ import (
 )
 
 // report prints err to w: as "program: op name: cause" and "hint: ..." lines, or
-// as one JSON object if the output format is JSON. An error without an op gets
-// that of the verb.
+// as one JSON object if the output format is JSON. The op is always the verb that
+// ran: a fault that a daemon sent may name another one, which the user never
+// typed.
 func report(w io.Writer, s *sorted, err error) {
 	if value, _ := s.last(outputFlag); Format(value) == JSON {
 		e := *fault.From(err)
-		if e.Op == "" {
-			e.Op = s.op()
-		}
+		e.Op = s.op()
 		fmt.Fprintf(w, "%s\n", fault.Encode(&e))
 		return
 	}
@@ -39,16 +38,14 @@ func report(w io.Writer, s *sorted, err error) {
 // flatten takes the joined errors of several things apart, one line each.
 func flatten(err error, op string) []*fault.Error {
 	e := *fault.From(err)
-	if e.Op == "" {
-		e.Op = op
-	}
+	e.Op = op
 	joined, ok := e.Err.(interface{ Unwrap() []error })
 	if !ok || e.Name != "" {
 		return []*fault.Error{&e}
 	}
 	var lines []*fault.Error
 	for _, sub := range joined.Unwrap() {
-		lines = append(lines, flatten(sub, e.Op)...)
+		lines = append(lines, flatten(sub, op)...)
 	}
 	return lines
 }

@@ -143,10 +143,10 @@ func TestErrors(t *testing.T) {
 		{cause, 1, "leap-test: volume create: it is in use\n"},
 		{fault.New(fault.Exists, "", "d1", cause, "unmap it first", "or wait"), 5,
 			"leap-test: volume create d1: it is in use\nhint: unmap it first\nhint: or wait\n"},
-		{fault.New(fault.Peer, "connect", "tcp://b", cause), 9, "leap-test: connect tcp://b: it is in use\n"},
+		{fault.New(fault.Peer, "connect", "tcp://b", cause), 9, "leap-test: volume create tcp://b: it is in use\n"},
 		{fmt.Errorf("asking: %w", os.ErrNotExist), 4, "leap-test: volume create: asking: file does not exist\n"},
 		{fault.Several(3, fault.New(fault.NotFound, "", "a", cause, "h"), fault.New(fault.Exists, "x y", "b", cause, "h")), 3,
-			"leap-test: volume create a: it is in use\nleap-test: x y b: it is in use\nhint: h\n"},
+			"leap-test: volume create a: it is in use\nleap-test: volume create b: it is in use\nhint: h\n"},
 		{errors.New("evil\n\x1b[2Jleap-test: all is well\u202e"), 1,
 			"leap-test: volume create: evil\\n\\x1b[2Jleap-test: all is well\\u202e\n"},
 	} {

@@ -20,13 +20,20 @@ type Value interface {
 	String() string
 }
 
-// String stores the text in *p.
+// String stores the text in *p. Empty text is refused: it comes from a variable
+// that a script forgot to set, and must not mean the default.
 func String(p *string) Value { return (*stringValue)(p) }
 
 type stringValue string
 
-func (v *stringValue) Set(s string) error { *v = stringValue(s); return nil }
-func (v *stringValue) String() string     { return string(*v) }
+func (v *stringValue) String() string { return string(*v) }
+func (v *stringValue) Set(s string) error {
+	if s == "" {
+		return errors.New("it is empty")
+	}
+	*v = stringValue(s)
+	return nil
+}
 
 // Strings appends the text of every use of the flag to *p. A comma is a
 // character like any other.

@@ -104,7 +104,7 @@ func parseKind(s string) Kind {
 
 // Error is a fault with its context. Its text is "op name: cause".
 type Error struct {
-	Op    string   // what was being done, in the words of the command: "volume create"
+	Op    string   // what was being done: "volume create"; a command prints its own verb instead
 	Name  string   // the thing it was done to; may be empty
 	Kind  Kind     // zero: that of Err
 	Err   error    // the cause: lower case, no full stop

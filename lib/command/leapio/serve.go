@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
@@ -92,7 +93,7 @@ func (s *serving) serve(ctx context.Context, call *cli.Call) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.end()) }()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(untilHangup(ctx))
 	defer cancel(nil)
 	if err := c.start(ctx, cancel); err != nil {
 		return ended(ctx, err)
@@ -112,6 +113,16 @@ func (s *serving) serve(ctx context.Context, call *cli.Call) (err error) {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// untilHangup gives a context that ends with HUP as well: when the terminal goes
+// away, nothing may stay behind. Under nohup(1) that is no reason to end.
+func untilHangup(ctx context.Context) context.Context {
+	if signal.Ignored(unix.SIGHUP) {
+		return ctx
+	}
+	ctx, _ = signal.NotifyContext(ctx, unix.SIGHUP) // as long as the process
+	return ctx
 }
 
 // ended prefers, as the error, that a daemon has ended to what came of it.

@@ -15,9 +15,16 @@ import (
 // mapping is a port that shows something, with its queue pairs. What only the
 // runtime knows is empty while that does not answer.
 type mapping struct {
-	api.Map
-	Runtime string                  `json:"runtime"`
-	Queues  api.List[api.QueuePair] `json:"queues"`
+	Port      string                  `json:"port"`
+	Subsystem string                  `json:"subsystem"` // its name
+	NQN       string                  `json:"nqn"`
+	Implicit  bool                    `json:"implicit"` // the subsystem was made by Map
+	Targets   api.List[string]        `json:"targets"`  // as Map takes them
+	Poll      string                  `json:"poll"`
+	Doorbells string                  `json:"doorbells"`
+	State     string                  `json:"state"` // of the port
+	Runtime   string                  `json:"runtime"`
+	Queues    api.List[api.QueuePair] `json:"queues"`
 }
 
 // find gives the mapping of one port.
@@ -69,10 +76,8 @@ func findAll(ctx context.Context, paths api.Paths) ([]mapping, error) {
 // what leap-wpt knows.
 func describe(ctx context.Context, paths api.Paths, port api.Port) (mapping, error) {
 	m := mapping{
-		Map: api.Map{
-			Port: port.Name, Subsystem: port.Subsystem, Poll: port.Poll, Doorbells: port.Doorbells, State: port.State,
-		},
-		Runtime: port.Runtime,
+		Port: port.Name, Subsystem: port.Subsystem, Poll: port.Poll, Doorbells: port.Doorbells,
+		State: port.State, Runtime: port.Runtime,
 	}
 	soc, err := paths.Runtime(port.Runtime)
 	if err != nil {

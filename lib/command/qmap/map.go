@@ -201,6 +201,9 @@ func (m *mapper) make(ctx context.Context, port *api.Port) error {
 			return err
 		}
 	}
+	if port.Subsystem != "" {
+		return m.compare(ctx, port) // another map was faster
+	}
 	if err := m.checkDoorbells(port); err != nil {
 		return err
 	}
@@ -318,12 +321,19 @@ func portsOf(ctx context.Context, wpt *api.Client, runtime string, sub api.Subsy
 	return names, nil
 }
 
-// addPort makes the port.
+// addPort makes the port. One that was made meanwhile will do.
 func (m *mapper) addPort(ctx context.Context) (*api.Port, error) {
 	var port api.Port
 	spec := api.PortSpec{Name: m.Port, Doorbells: m.Doorbells}
 	if err := m.wpt.Post(ctx, api.Path("ports"), spec, &port); err != nil {
-		return nil, err
+		if fault.KindOf(err) != fault.Exists {
+			return nil, err
+		}
+		there, ferr := m.findPort(ctx)
+		if there == nil || ferr != nil {
+			return nil, cmp.Or(ferr, err)
+		}
+		return there, nil
 	}
 	m.undo = append(m.undo, func(ctx context.Context) error {
 		return m.wpt.Delete(ctx, api.Path("ports", m.Port), nil, nil)

@@ -10,6 +10,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fault"
 )
 
@@ -34,7 +35,7 @@ func namespaceAdd() *cli.Command {
 		Args:  "SUBSYSTEM VOLUME",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
-			{Name: "nsid", Arg: "N", Usage: "the namespace identifier; without it, the lowest that is free", Value: cli.Int(&spec.NSID, 1, 1<<32-2)},
+			{Name: "nsid", Arg: "N", Usage: "the namespace identifier; without it, the lowest that is free", Value: cli.Int(&spec.NSID, 1, controller.MaxNamespaces)},
 			{Name: "shared", Usage: "the volume may be in use elsewhere, too", Value: cli.Bool(&spec.Shared)},
 			{Name: "exist-ok", Usage: "a namespace that is as asked for already is no error", Value: cli.Bool(&spec.ExistOK)},
 		},

@@ -207,12 +207,9 @@ var keyColumns = []cli.Column[api.Key]{
 	{Name: "SUMMARY", Value: func(k api.Key) any { return k.Summary }},
 }
 
-// keyNames are the keys of a kind, with on= for one that is on other volumes.
+// keyNames are the keys of a kind.
 func keyNames(k api.KindInfo) any {
 	var names []string
-	if k.MaxOn != 0 {
-		names = append(names, "on=")
-	}
 	for _, key := range k.Keys {
 		names = append(names, key.Name+"=")
 	}

@@ -202,7 +202,9 @@ func (w *waiter) look(ctx context.Context) error {
 		if w.state == stateCreated || w.state == stateDeleted {
 			return nil
 		}
-		return fault.New(0, "", "", err, fmt.Sprintf("wait for it to come with `leap-soc wait %s %s %s`", w.kind, w.name, stateCreated))
+		missing := *fault.From(err)
+		missing.Name = w.kind + " " + w.name
+		return missing.Hint(fmt.Sprintf("wait for it to come with `leap-soc wait %s %s %s`", w.kind, w.name, stateCreated))
 	}
 	if err == nil {
 		w.now = state
