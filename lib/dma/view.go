@@ -51,10 +51,10 @@ func (v *View) update(t *Table, drained func()) {
 	v.old = append(v.old, v.cur)
 	v.cur = &snapshot{table: t}
 	v.last = 0
+	defer v.settle() // also where changed accesses memory that faults
 	if v.changed != nil {
 		v.changed()
 	}
-	v.settle()
 }
 
 // settle reports replaced snapshots as drained, oldest first: memory may be in

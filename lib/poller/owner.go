@@ -81,14 +81,14 @@ func (p *Poller) Mode() Mode { return p.cfg.Mode }
 func (p *Poller) Ring() (*uring.Ring, error) { return p.ring, p.noRing }
 
 // SetFence keeps fd open in the ring for as long as any of its I/O is in
-// flight, in place of the fence before; a negative fd changes nothing. The
+// flight, in place of the fence before; a negative fd is none. The
 // write end of a pipe kept so reports to its reader that the kernel has ended
 // all I/O of this process, which the end of the process does not.
 func (p *Poller) SetFence(fd int) error {
-	if fd < 0 || p.ring == nil {
+	if p.ring == nil {
 		return nil
 	}
-	if err := p.ring.UpdateFile(fenceSlot, fd); err != nil {
+	if err := p.ring.UpdateFile(fenceSlot, max(fd, -1)); err != nil {
 		return fmt.Errorf("registering the fence: %w", err)
 	}
 	return nil

@@ -470,7 +470,7 @@ func TestCPU(t *testing.T) {
 }
 
 // The fence is open as long as the ring is, whatever happens to the
-// descriptor; a fence can be replaced.
+// descriptor; a fence can be replaced, and given up.
 func TestFence(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -496,9 +496,6 @@ func TestFence(t *testing.T) {
 		if err := p.SetFence(int(w2.Fd())); err != nil {
 			t.Error(err)
 		}
-		if err := p.SetFence(-1); err != nil {
-			t.Error(err)
-		}
 	})
 	w2.Close()
 	if !hungUp(t, r, int(patience.Milliseconds())) {
@@ -507,8 +504,30 @@ func TestFence(t *testing.T) {
 	if hungUp(t, r2, 50) {
 		t.Error("the new fence hung up while the poller runs")
 	}
-	p.Stop()
+	do(t, p, func() {
+		if err := p.SetFence(-1); err != nil {
+			t.Error(err)
+		}
+	})
 	if !hungUp(t, r2, int(patience.Milliseconds())) {
+		t.Error("the fence that was given up is silent")
+	}
+	r3, w3, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r3.Close()
+	do(t, p, func() {
+		if err := p.SetFence(int(w3.Fd())); err != nil {
+			t.Error(err)
+		}
+	})
+	w3.Close()
+	if hungUp(t, r3, 50) {
+		t.Error("the third fence hung up while the poller runs")
+	}
+	p.Stop()
+	if !hungUp(t, r3, int(patience.Milliseconds())) {
 		t.Error("silent after Stop")
 	}
 }

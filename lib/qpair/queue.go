@@ -47,7 +47,11 @@ type doorbell struct {
 	mmio   *uint32
 	shadow *uint32 // nil without Doorbell Buffer Config
 	event  *uint32
+	frozen uint32 // stands in for a shadow doorbell that cannot be read
 }
+
+// freeze has v read in the place of the shadow doorbell.
+func (d *doorbell) freeze(v uint32) { d.frozen, d.shadow, d.event = v, &d.frozen, nil }
 
 // load returns what the guest last published. With a shadow doorbell the MMIO
 // value is only a kick: it can be older.
@@ -136,6 +140,13 @@ func (q *SQ) SetShadow(shadow, events *Doorbells) {
 func (c *CQ) SetShadow(shadow, events *Doorbells) {
 	c.db.shadow, c.db.event = shadow.CQHead(int(c.ID)), events.CQHead(int(c.ID))
 }
+
+// FreezeShadow stops the use of shadow doorbells whose memory is about to go:
+// until the next SetShadow the guest seems to ring no more.
+func (q *SQ) FreezeShadow() { q.db.freeze(q.next) }
+
+// FreezeShadow is SQ.FreezeShadow for the completion queue head.
+func (c *CQ) FreezeShadow() { c.db.freeze(uint32(c.head % uint64(c.page.Entries))) }
 
 // Rebind looks up the ring after the address space has changed.
 func (q *SQ) Rebind() {

@@ -85,7 +85,7 @@ func (r *Runtime) keepLink(ctx context.Context, c *link.Client) {
 				}
 				return
 			}
-			if err := r.fence(c); err != nil {
+			if err := r.fence(c.Fence()); err != nil {
 				r.log.Error("attaching to leap-wpt", "err", err)
 				r.dropLink(c)
 				return
@@ -98,16 +98,20 @@ func (r *Runtime) keepLink(ctx context.Context, c *link.Client) {
 			r.log.Warn("link to leap-wpt ended", "err", err)
 			r.publish(api.KindRuntime, r.cfg.Name, "detached", err.Error())
 		}
+		// No guest's I/O is in flight any more: leap-wpt may let us in again.
+		if err := r.fence(-1); err != nil {
+			r.log.Error("giving up the fence", "err", err)
+		}
 		r.dropLink(c)
 		c = nil
 	}
 }
 
-// fence has every poller's ring keep the link's fence.
-func (r *Runtime) fence(c *link.Client) error {
+// fence has every poller's ring keep a link's fence; negative: none.
+func (r *Runtime) fence(fd int) error {
 	for _, p := range r.pollers {
 		var err error
-		if derr := p.Do(func() { err = p.SetFence(c.Fence()) }); derr != nil {
+		if derr := p.Do(func() { err = p.SetFence(fd) }); derr != nil {
 			return derr
 		}
 		if err != nil {

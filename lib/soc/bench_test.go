@@ -61,7 +61,7 @@ func benchPair(b *testing.B, kind string, op nvme.IOOpcode, size, depth int) {
 		buf.Set(&commands[i])
 	}
 	if kind == "file" {
-		fill(b, sq, cq, commands[0], size, volume)
+		fill(b, mem, sq, cq, volume)
 	}
 	send := func(cid uint16) {
 		e := &commands[cid]
@@ -106,11 +106,18 @@ func benchPair(b *testing.B, kind string, op nvme.IOOpcode, size, depth int) {
 }
 
 // fill writes the whole volume once, so that reads find blocks.
-func fill(b *testing.B, sq *vfiousertest.SQ, cq *vfiousertest.CQ, e nvme.SQE, size, volume int) {
+func fill(b *testing.B, mem *vfiousertest.Memory, sq *vfiousertest.SQ, cq *vfiousertest.CQ, volume int) {
 	b.Helper()
-	e.Opcode = uint8(nvme.IOWrite)
+	const size = 1 << 20
+	buf, err := mem.NewBuffer(size, vfiousertest.Shape{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer buf.Free()
+	e := nvme.SQE{Opcode: uint8(nvme.IOWrite), NSID: 1}
+	buf.Set(&e)
 	for at := 0; at < volume; at += size {
-		nvme.RW{SLBA: uint64(at / 512), NLB: uint16(size/512 - 1)}.Put(&e)
+		nvme.RW{SLBA: uint64(at / 512), NLB: size/512 - 1}.Put(&e)
 		sq.Push(&e)
 		if err := sq.Ring(); err != nil {
 			b.Fatal(err)

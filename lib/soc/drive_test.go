@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,21 +25,27 @@ import (
 
 // rig is both daemons in this process, in folders of their own.
 type rig struct {
-	t     testing.TB
-	paths api.Paths
-	log   *slog.Logger
-	wpt   *daemon
-	soc   *daemon
+	t       testing.TB
+	paths   api.Paths
+	log     *slog.Logger
+	pollers int  // of leap-soc
+	child   bool // leap-soc is a process of its own from the next start on
+	wpt     *daemon
+	soc     *daemon
 }
 
 // daemon is a running leap-wpt or leap-soc.
 type daemon struct {
 	cancel context.CancelFunc
 	done   chan error
+	kill   func() // by SIGKILL; nil where it is no process of its own
 }
 
 // newRig starts both daemons.
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigOf(t, 1) }
+
+// newRigOf starts both daemons, leap-soc with so many pollers.
+func newRigOf(t testing.TB, pollers int) *rig {
 	t.Helper()
 	run, err := os.MkdirTemp("", "leap") // t.TempDir is too long for a socket
 	if err != nil {
@@ -49,7 +56,7 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, paths: paths, log: slog.New(slog.NewTextHandler(&testLog{t: t}, nil))}
+	r := &rig{t: t, paths: paths, pollers: pollers, log: slog.New(slog.NewTextHandler(&testLog{t: t}, nil))}
 	r.startWpt()
 	t.Cleanup(func() { r.stopWpt() })
 	r.startSoc()
@@ -86,9 +93,13 @@ func (r *rig) startSoc() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemon{cancel: cancel, done: make(chan error, 1)}
-	go func() {
-		d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: poller.Adaptive})
-	}()
+	if r.child {
+		r.startChild(ctx, d)
+	} else {
+		go func() {
+			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, r.pollers)})
+		}()
+	}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		var info api.RuntimeInfo
 		if err := r.client().Get(context.Background(), "/v1/runtime", &info); err == nil {
@@ -369,43 +380,17 @@ func TestRestartUnderLoad(t *testing.T) {
 	for _, kind := range []string{"mem", "file"} {
 		for _, doorbells := range []string{api.DoorbellsTrap, api.DoorbellsMap, "shadow"} {
 			t.Run(kind+"/"+doorbells, func(t *testing.T) {
+				t.Parallel()
 				r := newRig(t)
 				r.volume("d1", kind, "size", "64M")
-				mode := doorbells
-				if mode == "shadow" {
-					mode = api.DoorbellsTrap
-				}
-				r.wire("vm1", mode, "d1")
-				n := r.guest("vm1", small)
-				if err := n.UseMSIX(); err != nil {
-					t.Fatal(err)
-				}
-				if err := n.Enable(32); err != nil {
-					t.Fatal(err)
-				}
-				if doorbells == "shadow" {
-					if err := n.EnableShadowDoorbells(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				stop := make(chan struct{})
-				var wg sync.WaitGroup
-				for id := range 2 {
-					q, err := n.CreatePair(uint16(id+1), 32, id+1)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for worker := range 4 {
-						wg.Go(func() { verify(t, q, uint64(id*4+worker), stop) })
-					}
-				}
+				n := r.drive("vm1", doorbells, small, "d1")
+				load := newLoad(t, n, 2)
 				for range restarts {
 					time.Sleep(20 * time.Millisecond)
 					r.stopSoc()
 					r.startSoc()
 				}
-				close(stop)
-				wg.Wait()
+				load.end()
 			})
 		}
 	}
@@ -496,4 +481,33 @@ func TestBrokerRestarts(t *testing.T) {
 	r.stopSoc()
 	r.startSoc()
 	use(false)
+}
+
+// TestConcurrentCreates makes volumes from many clients at once, some of which
+// fail; what failed is not there after a restart.
+func TestConcurrentCreates(t *testing.T) {
+	r := newRig(t)
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			for j := range 10 {
+				spec := api.VolumeSpec{Name: fmt.Sprintf("v%d.%d", i, j), Kind: "null", Options: api.Options{"size": "1M"}}
+				if j%2 == 1 {
+					spec.Options["size"] = "1000" // not whole blocks
+				}
+				err := r.client().Post(context.Background(), "/v1/volumes", spec, nil)
+				if (err == nil) != (j%2 == 0) {
+					t.Errorf("%s: %v", spec.Name, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for range 2 {
+		if n := len(call[api.List[api.Volume]](r, r.client(), "GET", "/v1/volumes", nil)); n != 50 {
+			t.Errorf("%d volumes, want 50", n)
+		}
+		r.stopSoc()
+		r.startSoc()
+	}
 }

@@ -62,6 +62,7 @@ type Runtime struct {
 
 	mu         sync.Mutex
 	volumes    map[string]*vol
+	making     map[string]bool // names of volumes that are being made
 	subsystems map[string]*subsystem
 
 	linkMu sync.Mutex
@@ -95,7 +96,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer listener.Close()
 	r := &Runtime{
 		cfg: cfg, log: cfg.Log, since: time.Now(),
-		volumes: make(map[string]*vol), subsystems: make(map[string]*subsystem),
+		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
 	}
 	if err := r.openRecords(); err != nil {
 		return err
@@ -186,9 +187,9 @@ func (r *Runtime) stopPollers() {
 	}
 }
 
-// resolve finds what a port is to show. It is called by the goroutine that
-// follows the link. A subsystem is shown on one port only, the first, unless
-// all its namespaces are shared.
+// resolve finds what a port is to show; it is asked for one port at a time. A
+// subsystem is shown on one port only unless all its namespaces are shared: on
+// the first that came, until that has gone.
 func (r *Runtime) resolve(p *link.Port) *controller.Subsystem {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -197,7 +198,7 @@ func (r *Runtime) resolve(p *link.Port) *controller.Subsystem {
 		return nil
 	}
 	for _, other := range r.ports.List() {
-		if other.ID < p.ID && s.shownOn(other) && !s.shared() {
+		if p.Shows() != s.model && other.Shows() == s.model && !s.shared() {
 			r.log.Error("subsystem is shown on another port and its namespaces are not shared",
 				"subsystem", s.rec.Name, "port", p.Name, "other", other.Name)
 			return nil

@@ -106,52 +106,67 @@ func (r *Runtime) closeVolumes() {
 }
 
 // createVolume makes a volume. The lock is not held while it is made, which
-// can take a while; the name is taken from the start.
+// can take a while; the name is taken from the start, and nothing else shows
+// before it is there.
 func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volume, error) {
 	if len(in.On) > 0 {
 		return api.Volume{}, fault.Errorf(fault.Usage, "", "", "a volume of kind %s is not on other volumes", in.Kind)
+	}
+	if _, ok := kinds[in.Kind]; !ok {
+		return api.Volume{}, unknownKind(in.Kind)
 	}
 	v := &vol{spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: nvme.NewUUID().String(), Options: maps.Clone(map[string]string(in.Options))}}
 	if v.spec.Options == nil {
 		v.spec.Options = make(map[string]string)
 	}
-	if _, ok := kinds[in.Kind]; !ok {
-		return api.Volume{}, unknownKind(in.Kind)
+	if old, exists, err := r.reserve(in); exists || err != nil {
+		return old, err
 	}
-	r.mu.Lock()
-	if old := r.volumes[in.Name]; old != nil {
-		defer r.mu.Unlock()
-		if in.ExistOK && sameVolume(old, in) {
-			return r.describeVolume(old), nil
-		}
-		return api.Volume{}, fault.Errorf(fault.Exists, "", "", "volume %s exists already", in.Name)
-	}
-	// The folder of facts also keeps the name from other runtimes of this RUN.
-	if _, err := r.volumeFacts.Add(in.Name); err != nil {
-		r.mu.Unlock()
-		return api.Volume{}, err
-	}
-	r.volumes[in.Name] = &vol{spec: v.spec, err: errors.New("it is being made")}
-	r.mu.Unlock()
-
 	opened, err := r.open(ctx, &v.spec)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	delete(r.making, in.Name)
 	if err == nil {
 		v.volume = opened
 		r.volumes[in.Name] = v
 		if err = r.save(); err != nil {
+			delete(r.volumes, in.Name)
 			err = errors.Join(err, r.discard(v, v.spec.Made))
 		}
 	}
 	if err != nil {
-		delete(r.volumes, in.Name)
 		r.logFacts(r.volumeFacts.Remove(in.Name))
 		return api.Volume{}, err
 	}
 	r.showVolume(v)
 	r.publish(api.KindVolume, in.Name, volumeReady, "")
 	return r.describeVolume(v), nil
+}
+
+// reserve takes the name of a volume that is to be made. It returns the volume
+// that exists already, if it is what was asked for and that is no error.
+func (r *Runtime) reserve(in api.VolumeSpec) (old api.Volume, exists bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.volumes[in.Name]; old != nil {
+		if in.ExistOK && sameVolume(old, in) {
+			return r.describeVolume(old), true, nil
+		}
+		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s exists already", in.Name)
+	}
+	if r.making[in.Name] {
+		return api.Volume{}, false, beingMade(in.Name)
+	}
+	// The folder of facts also keeps the name from other runtimes of this RUN.
+	if _, err := r.volumeFacts.Add(in.Name); err != nil {
+		return api.Volume{}, false, err
+	}
+	r.making[in.Name] = true
+	return api.Volume{}, false, nil
+}
+
+func beingMade(name string) error {
+	return fault.Errorf(fault.Exists, "", "", "volume %s is being made", name)
 }
 
 // discard closes a volume and gives up what it keeps outside.
@@ -198,13 +213,10 @@ func (r *Runtime) deleteVolume(name string, data bool) error {
 	if err != nil {
 		return err
 	}
-	if v.volume == nil && v.spec.UUID != "" && !v.spec.Reopen {
-		return fault.Errorf(fault.Exists, "", "", "volume %s is being made", name)
-	}
 	if users := r.users(name); len(users) > 0 {
 		return fault.Errorf(fault.Exists, "", "", "volume %s is in use by %s", name, join(users))
 	}
-	if data && !v.spec.Made {
+	if data && !v.spec.Made && kinds[v.spec.Kind].Delete != nil {
 		return fault.Errorf(fault.Permission, "", "", "the data of volume %s was not made by leap-soc", name).
 			Hint("delete the volume without --data, and the data by hand")
 	}
@@ -222,6 +234,9 @@ func (r *Runtime) deleteVolume(name string, data bool) error {
 func (r *Runtime) findVolume(name string) (*vol, error) {
 	if v := r.volumes[name]; v != nil {
 		return v, nil
+	}
+	if r.making[name] {
+		return nil, beingMade(name)
 	}
 	return nil, fault.Errorf(fault.NotFound, "", "", "no volume %s", name)
 }
@@ -245,7 +260,7 @@ func (r *Runtime) describeVolume(v *vol) api.Volume {
 	state, reason := v.state()
 	out := api.Volume{
 		Name: v.spec.Name, Kind: v.spec.Kind, State: state, Error: reason, UUID: v.spec.UUID,
-		Path: v.spec.Options["path"], Options: v.spec.Options, UsedBy: r.users(v.spec.Name),
+		Path: v.spec.Options["path"], Options: maps.Clone(v.spec.Options), UsedBy: r.users(v.spec.Name),
 	}
 	if v.volume != nil {
 		info := v.volume.Info()

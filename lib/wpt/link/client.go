@@ -235,7 +235,7 @@ func (c *Client) ask(m *qpair.Message, data []byte, fds ...int) (reply, error) {
 		c.mu.Lock()
 		delete(c.replies, m.ID)
 		c.mu.Unlock()
-		return reply{}, err
+		return reply{}, fmt.Errorf("%w: %w", errLinkDown, err)
 	}
 	r, ok := <-ch
 	if !ok {

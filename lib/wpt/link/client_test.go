@@ -202,8 +202,8 @@ func TestVector(t *testing.T) {
 	}
 	var v vector
 	v.fire()
-	if old := v.set(fd); old != -1 {
-		t.Errorf("eventfd %d before the first", old)
+	if err := v.set(dup(t, fd)); err != nil {
+		t.Error(err)
 	}
 	var b [8]byte
 	if n, _ := unix.Read(fd, b[:]); n != 8 || b[0] != 1 {
@@ -214,13 +214,37 @@ func TestVector(t *testing.T) {
 	if n, _ := unix.Read(fd, b[:]); n != 8 || b[0] != 2 {
 		t.Errorf("fired %d times, want 2", b[0])
 	}
-	if old := v.set(-1); old != fd {
-		t.Errorf("gave back %d, want %d", old, fd)
+	if err := v.set(-1); err != nil {
+		t.Error(err)
 	}
 	v.fire()
 	if n, _ := unix.Read(fd, b[:]); n > 0 {
 		t.Error("fired an eventfd that was taken away")
 	}
+	next, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.set(dup(t, next)); err != nil {
+		t.Error(err)
+	}
+	if n, _ := unix.Read(next, b[:]); n != 8 || b[0] != 1 {
+		t.Error("the interrupt in between did not fire")
+	}
+	if n, _ := unix.Read(fd, b[:]); n > 0 {
+		t.Error("the eventfd before fired")
+	}
 	v.close()
 	unix.Close(fd)
+	unix.Close(next)
+}
+
+// dup returns another descriptor of a file.
+func dup(t *testing.T, fd int) int {
+	t.Helper()
+	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }

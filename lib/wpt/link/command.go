@@ -45,13 +45,22 @@ func (c *command) Data(n uint32, dir controller.Direction) (ready bool, st nvme.
 		return true, nvme.StatusInvalidField | nvme.StatusDNR
 	}
 	err := c.translate(n, dir)
-	if errors.Is(err, dma.ErrFault) && c.lane.behind() {
+	if errors.Is(err, dma.ErrFault) && c.lane.behind() && !c.lane.stopping {
 		// The doorbell has overtaken the news of a mapping.
 		c.n, c.dir = n, dir
 		c.lane.parked = append(c.lane.parked, c)
 		return false, 0
 	}
+	c.unreached(err)
 	return true, dataStatus(err)
+}
+
+// unreached leaves the command to a successor if its data could not be reached
+// because the link has ended: the guest is not to notice.
+func (c *command) unreached(err error) {
+	if errors.Is(err, errLinkDown) {
+		c.abandoned = true
+	}
 }
 
 // dataStatus is the NVMe status for an error of translation.
@@ -71,9 +80,10 @@ func dataStatus(err error) nvme.Status {
 func (c *command) translate(n uint32, dir controller.Direction) error {
 	view := c.lane.view
 	// A PRP list is guest memory: it may be taken away while it is read.
+	// Not deferred: after a fault the poller must find what was touched.
 	before := c.lane.p.Touch(&c.Command)
-	defer c.lane.p.Touch(before)
 	ranges, err := view.PRP(c.SQE.PRP1, c.SQE.PRP2, uint64(n))
+	c.lane.p.Touch(before)
 	if err != nil {
 		return err
 	}
@@ -121,6 +131,7 @@ func (c *command) copyBack() nvme.Status {
 	p := c.bounce
 	for _, r := range c.ranges {
 		if err := c.lane.view.Write(p[:r.Len], r.Addr); err != nil {
+			c.unreached(err)
 			return nvme.StatusDataTransferError
 		}
 		p = p[r.Len:]
@@ -139,7 +150,7 @@ func (c *command) Complete() {
 		l.lists = append(l.lists, c.long)
 		c.long = nil
 	}
-	if len(c.ranges) > 0 && c.Status == nvme.StatusSuccess && !l.stopping {
+	if len(c.ranges) > 0 && c.Status == nvme.StatusSuccess && !l.dead && !c.abandoned {
 		c.Status = c.copyBack()
 	}
 	c.bounce, c.ranges = nil, c.ranges[:0]
@@ -155,7 +166,8 @@ func (c *command) Complete() {
 	l.running--
 	q.executing--
 	if q.drained != nil && q.executing == 0 {
-		q.drained()
+		l.post(q.drained)
+		q.drained = nil
 	}
 	if l.idle != nil {
 		l.settle()
@@ -176,6 +188,17 @@ func (l *lane) commit(c *command) {
 	payload := binary.LittleEndian.AppendUint64(nil, l.shadow)
 	payload = binary.LittleEndian.AppendUint64(payload, l.events)
 	l.port.state.Page.CommitController(l.gen, slot.N, cqe, append(payload, model...))
+}
+
+// committed returns the result that commit stored with the state of the admin
+// command in a slot, if that was the last to change it: its effect is there, and
+// executing it once more could have another.
+func (l *lane) committed(q *queue, slot uint16) (nvme.CQE, bool) {
+	page, _ := l.port.state.Page.LoadController(l.gen)
+	if q.ID != 0 || page == nil || page.N != q.Slot(slot).N {
+		return nvme.CQE{}, false
+	}
+	return page.CQE, true
 }
 
 // restore brings back what commit stored for the lane's generation.

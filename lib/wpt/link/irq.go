@@ -14,8 +14,12 @@ import (
 // vector is one interrupt of a port: the client's eventfd, or none for a
 // moment, when an interrupt is kept pending. Pollers fire it, Serve sets it.
 type vector struct {
-	fd      atomic.Int32 // the eventfd plus 1; 0: none
+	fd      atomic.Int32 // own while there is an eventfd; 0: none
 	pending atomic.Bool
+	// own is a descriptor plus 1, 0 for none. It is the same for all eventfds of
+	// the vector, one after the other: a poller that fires just now fires the one
+	// or the other, never a stranger's file.
+	own int32
 }
 
 // fire interrupts the guest.
@@ -33,22 +37,35 @@ func (v *vector) fire() {
 	_, _ = unix.Write(int(fd-1), one[:])
 }
 
-// set makes fd (or none, if negative) the vector's eventfd and returns the one
-// before, to be closed when no poller can be using it any more.
-func (v *vector) set(fd int) (old int) {
-	old = int(v.fd.Swap(int32(fd+1))) - 1
-	if fd >= 0 && v.pending.Swap(false) {
+// set takes over fd and makes it the vector's eventfd, or none if it is negative.
+func (v *vector) set(fd int) error {
+	switch {
+	case fd < 0:
+		v.fd.Store(0)
+		return nil
+	case v.own == 0:
+		v.own = int32(fd + 1)
+	default:
+		err := unix.Dup3(fd, int(v.own-1), unix.O_CLOEXEC)
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	v.fd.Store(v.own)
+	if v.pending.Swap(false) {
 		v.fire()
 	}
-	return old
+	return nil
 }
 
-// close gives up the eventfd.
+// close gives up the eventfd; no poller fires any more.
 func (v *vector) close() {
-	if old := v.set(-1); old >= 0 {
-		unix.Close(old)
+	v.fd.Store(0)
+	if v.own > 0 {
+		unix.Close(int(v.own - 1))
+		v.own = 0
 	}
-	v.pending.Store(false)
 }
 
 // fire sends interrupt n to the guest in the way it has enabled.
@@ -64,15 +81,21 @@ func (p *Port) fire(n uint32) {
 	}
 }
 
-// followMasks fires INTx again when the guest has ended or unmasked an
-// interrupt while completions are unread: the line is level-triggered.
+// masks is what keeps interrupts from a guest.
+type masks struct {
+	intm, mode uint32
+	unmasks    uint64
+}
+
+// followMasks fires again when the guest has ended, unmasked or enabled an
+// interrupt while completions are unread: the INTx line is level-triggered.
 func (p *Port) followMasks() int {
 	regs := p.regs.Page
-	intm, unmasks := atomic.LoadUint32(&regs.INTM), atomic.LoadUint64(&regs.Unmasks)
-	if intm == p.intm && unmasks == p.unmasks {
+	now := masks{atomic.LoadUint32(&regs.INTM), atomic.LoadUint32(&regs.IRQMode), atomic.LoadUint64(&regs.Unmasks)}
+	if now == p.masks {
 		return 0
 	}
-	p.intm, p.unmasks = intm, unmasks
+	p.masks = now
 	p.refire()
 	return 1
 }
@@ -92,6 +115,9 @@ func (p *Port) refire() {
 }
 
 func (l *lane) refire() {
+	if l.suspended || l.dead {
+		return
+	}
 	for _, cq := range l.cqs {
 		if n, on := cq.Vector(); on && cq.Unread() {
 			l.port.fire(n)
@@ -99,8 +125,7 @@ func (l *lane) refire() {
 	}
 }
 
-// setVector follows a MsgVector; it closes the fd before when all pollers have
-// passed a turn. It must not be called on a poller.
+// setVector follows a MsgVector.
 //
 // The guest did not wait for the message: completions may have been published
 // since it changed its eventfds and have gone to the one before, where nobody
@@ -122,32 +147,12 @@ func (p *Port) setVector(m *message) {
 		}
 		v = &p.vectors[m.Start]
 	}
-	old := v.set(fd)
+	if err := v.set(fd); err != nil {
+		p.log.Error("interrupt without its eventfd", "err", err)
+	}
 	if fd >= 0 {
 		p.homePost(p.refire)
 	}
-	if old < 0 {
-		return
-	}
-	p.barrier()
-	unix.Close(old)
-}
-
-// barrier waits until every poller that may serve the port has finished the
-// turn it is in.
-func (p *Port) barrier() {
-	for _, q := range p.others {
-		_ = q.Do(func() {})
-	}
-	var private = make(chan struct{})
-	p.homePost(func() {
-		if p.private != nil {
-			_ = p.private.Post(func() { close(private) })
-			return
-		}
-		close(private)
-	})
-	<-private
 }
 
 // VFIO PCI interrupt indexes.

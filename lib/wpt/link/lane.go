@@ -60,10 +60,12 @@ type lane struct {
 	shadowChanged  bool   // since the last commit
 
 	suspended bool   // ring memory is not mapped now
+	pauses    int    // how often it was suspended
 	stopping  bool   // fetch nothing more
 	dead      bool   // publish nothing more
 	idle      func() // told once when nothing but parked event requests is running
 	admin     bool
+	again     bool // the command being started may have been executed before
 }
 
 // newLane makes a lane without queues and has its poller serve it.
@@ -105,17 +107,23 @@ func (l *lane) Poll() int {
 	return n
 }
 
-// fetchAdmin executes admin commands one at a time: the next is fetched when
-// the one before has ended. Parked event requests do not count.
+// fetchAdmin executes an admin command. The next is fetched when the result of
+// the one before has been published, so that only the last that was committed
+// can be executed again. Parked event requests do not count.
 func (l *lane) fetchAdmin(q *queue) int {
-	n := 0
+	if l.adminBusy(q) {
+		return 0
+	}
 	slots := l.slots
 	l.slots = slots[:0:1]
-	for q.executing == l.ctrl.Parked() && n < batch && l.fetch(q) == 1 {
-		n++
-	}
+	n := l.fetch(q)
 	l.slots = slots
 	return n
+}
+
+// adminBusy reports whether an admin command is between fetch and publication.
+func (l *lane) adminBusy(q *queue) bool {
+	return q.executing > l.ctrl.Parked() || q.CQ.Pending() > 0
 }
 
 // fetch takes new commands of a queue and executes them.
@@ -185,6 +193,8 @@ func (l *lane) broken(err error, mark *bool) {
 	switch {
 	case errors.Is(err, dma.ErrFault):
 		l.suspend()
+	case errors.Is(err, errLinkDown):
+		l.stopping = true // the port is about to be given up
 	case errors.Is(err, qpair.ErrDoorbell):
 		*mark = true
 		l.port.log.Warn("guest wrote an invalid doorbell value; the queue is stopped until the next reset")
@@ -200,10 +210,11 @@ func (l *lane) suspend() {
 		return
 	}
 	l.suspended = true
-	view := l.view
+	l.pauses++
+	pause := l.pauses
 	time.AfterFunc(ringDeadline, func() {
 		_ = l.p.Post(func() {
-			if l.view == view && l.suspended && !l.stopping {
+			if l.pauses == pause && l.suspended && !l.stopping {
 				l.fail("queue memory is not mapped")
 			}
 		})
@@ -218,6 +229,7 @@ func (l *lane) fail(reason string) {
 
 // changed follows a change of the guest's memory map.
 func (l *lane) changed() {
+	waited := l.suspended
 	l.suspended = false
 	for _, cq := range l.cqs {
 		cq.Rebind()
@@ -226,12 +238,16 @@ func (l *lane) changed() {
 		}
 	}
 	l.bindShadow()
-	parked := l.parked
-	l.parked = nil
-	for _, c := range parked {
+	// One by one: reading a PRP list may fault, and the others are still there.
+	for range len(l.parked) {
+		c := l.parked[0]
+		l.parked = append(l.parked[:0], l.parked[1:]...)
 		if ready, st := c.Data(c.n, c.dir); ready {
 			c.Ready(st)
 		}
+	}
+	if waited {
+		l.refire() // nobody could look for what is unread
 	}
 }
 
@@ -248,6 +264,7 @@ func (l *lane) bindShadow() {
 	shadow, ok1 := l.view.Pointer(l.shadow, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
 	events, ok2 := l.view.Pointer(l.events, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
 	if !ok1 || !ok2 {
+		l.unbindShadow()
 		l.suspend()
 		return
 	}
@@ -259,6 +276,20 @@ func (l *lane) bindShadow() {
 		for _, q := range cq.sqs {
 			if q.ID != 0 {
 				q.SetShadow(qpair.DoorbellsAt(shadow), qpair.DoorbellsAt(events))
+			}
+		}
+	}
+}
+
+// unbindShadow stops looking at shadow doorbells: their memory is about to go.
+func (l *lane) unbindShadow() {
+	for _, cq := range l.cqs {
+		if cq.ID != 0 {
+			cq.FreezeShadow()
+		}
+		for _, q := range cq.sqs {
+			if q.ID != 0 {
+				q.FreezeShadow()
 			}
 		}
 	}
@@ -277,7 +308,7 @@ func (l *lane) Arm() poller.Wake {
 			continue
 		}
 		for _, q := range cq.sqs {
-			if q.ID == 0 && q.executing > l.ctrl.Parked() {
+			if q.ID == 0 && l.adminBusy(q) {
 				continue // its end is followed by another look
 			}
 			if !q.broken && q.Arm() {
@@ -323,20 +354,40 @@ func (l *lane) borrow() []dma.Segment {
 // and calls done. With publish, results still go to the guest (a clean stop:
 // the queues live on); without, the queues are dead already (a reset).
 func (l *lane) stop(publish bool, done func()) {
+	l.quit(publish)
+	// In turns of their own: publishing may fault.
+	l.idle = func() {
+		l.post(l.publishAll)
+		l.post(func() {
+			l.end()
+			done()
+		})
+	}
+	l.settle()
+}
+
+// quit fetches nothing more, and publishes nothing more if publish is false.
+// Commands that wait for a mapping have done nothing: their slots stay taken and
+// a successor executes them.
+func (l *lane) quit(publish bool) {
 	l.stopping = true
 	if !publish {
 		l.dead = true
 	}
-	// Commands that wait for a mapping have done nothing: their slots stay
-	// taken and a successor executes them.
 	parked := l.parked
 	l.parked = nil
 	for _, c := range parked {
 		c.abandoned = true
 		c.Ready(nvme.StatusCommandInterrupted)
 	}
-	l.idle = func() { l.end(); done() }
-	l.settle()
+}
+
+// publishAll publishes what there is room for. Results without room were not
+// published: a successor executes their commands again.
+func (l *lane) publishAll() {
+	for _, cq := range l.cqs {
+		l.publish(cq)
+	}
 }
 
 // settle calls idle when nothing is in execution that ends by itself.
@@ -353,13 +404,9 @@ func (l *lane) settle() {
 	idle()
 }
 
-// end publishes what there is room for and gives everything back. Results
-// without room were not published: a successor executes their commands again.
+// end gives everything back.
 func (l *lane) end() {
-	for _, cq := range l.cqs {
-		l.publish(cq)
-	}
-	l.dead = true
+	l.stopping, l.dead = true, true
 	if l.admin {
 		l.ctrl.Close() // parked event requests end without a result
 	}

@@ -51,9 +51,9 @@ type Port struct {
 	vectors [qpair.Vectors]vector
 	intx    vector
 
-	// unshared: the client gives files for memory that it maps privately.
 	// Owned by the goroutine that follows the link.
-	unshared bool
+	unshared bool // the client gives files for memory that it maps privately
+	leaving  bool // being given up: messages do not concern it any more
 
 	// sub is the subsystem shown to the guest; nil: it does not exist (yet).
 	sub atomic.Pointer[controller.Subsystem]
@@ -62,8 +62,7 @@ type Port struct {
 	phase   phase
 	gen     uint64 // reset generation reached
 	cc      nvme.CC
-	intm    uint32
-	unmasks uint64
+	masks   masks
 	queues  *queues
 	private *poller.Poller // serves the queues of memory that is not shared
 	relayed bool           // set while enabled; read by lanes
@@ -180,6 +179,9 @@ func (p *Port) SetSubsystem(sub *controller.Subsystem) {
 	p.homePost(func() {})
 }
 
+// Shows returns the subsystem that SetSubsystem has set.
+func (p *Port) Shows() *controller.Subsystem { return p.sub.Load() }
+
 // Poll implements poller.Source: it follows the registers.
 func (p *Port) Poll() int {
 	if p.phase == busy || p.phase == abandoned {
@@ -238,7 +240,7 @@ func (p *Port) enable(cc nvme.CC) int {
 	if regs.LoadResetGen() != gen {
 		return 1
 	}
-	p.cc = cc
+	p.cc = cc.WithSHN(0) // a shutdown asked for already is followed once enabled
 	p.phase = busy
 	if reason := checkEnable(cc, aqa, asq, acq); reason != "" {
 		p.phase = unserved
@@ -285,8 +287,9 @@ func (p *Port) enable(cc nvme.CC) int {
 func (p *Port) startPrivate(begin func(*poller.Poller)) {
 	q, err := poller.Start(poller.Config{Name: p.Name, CPU: -1, Mode: poller.Interrupt, Fence: p.c.fence})
 	if err == nil {
-		if werr := q.Do(func() { err = q.Watch(p.kick) }); werr != nil {
-			err = werr
+		_ = q.Do(func() { err = q.Watch(p.kick) }) // nobody else can have stopped it
+		if err != nil {
+			q.Stop()
 		}
 	}
 	p.homePost(func() {
@@ -363,9 +366,17 @@ func (p *Port) started(gen uint64, err error) {
 	if p.phase != busy {
 		return
 	}
+	if errors.Is(err, errLinkDown) {
+		p.settle(unserved) // the port is about to be given up; a successor tries again
+		return
+	}
 	if err != nil {
 		p.settle(unserved)
 		p.fatal(gen, err.Error())
+		return
+	}
+	if p.regs.Page.LoadStatus().CSTS().CFS() {
+		p.settle(unserved) // a lane has failed meanwhile
 		return
 	}
 	p.say(gen, nvme.CSTS(0).WithRDY(true))
@@ -378,8 +389,17 @@ func (p *Port) settle(to phase) {
 	waiting := p.waiting
 	p.waiting = nil
 	for _, f := range waiting {
-		f()
+		p.whenSettled(f)
 	}
+}
+
+// whenSettled runs f when the port is not busy. It runs on the home poller.
+func (p *Port) whenSettled(f func()) {
+	if p.phase == busy {
+		p.waiting = append(p.waiting, f)
+		return
+	}
+	f()
 }
 
 // fatal shows CSTS.CFS in generation gen; a reset is the guest's cure.
@@ -389,6 +409,9 @@ func (p *Port) fatal(gen uint64, reason string) {
 	}
 	p.log.Error("controller fatal status", "reason", reason)
 	p.say(gen, nvme.CSTS(0).WithRDY(p.phase == enabled).WithCFS(true))
+	if p.phase == enabled {
+		p.phase = unserved
+	}
 }
 
 // reset ends all I/O of the generation before and acknowledges the new one.
@@ -468,13 +491,7 @@ func (p *Port) giveUp(done func()) {
 			go p.unwatch(done)
 		})
 	}
-	p.homePost(func() {
-		if p.phase == busy {
-			p.waiting = append(p.waiting, stop)
-			return
-		}
-		stop()
-	})
+	p.homePost(func() { p.whenSettled(stop) })
 }
 
 // unwatch lets go of the kick on every poller, of the guest's memory and of

@@ -4,6 +4,7 @@
 package link
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/nvme"
@@ -34,7 +35,7 @@ func (l *lane) probe(q *queue, slot uint16) {
 		err := relay{l.port.c, l.port.ID}.ReadMemory(nvme.Bytes(&seen), addr)
 		_ = l.p.Post(func() {
 			switch {
-			case l.dead:
+			case l.dead, errors.Is(err, errLinkDown): // a successor asks again
 			case err != nil || seen == nvme.SQE{}:
 				q.broken = false
 				l.execute(q, slot)
@@ -48,6 +49,10 @@ func (l *lane) probe(q *queue, slot uint16) {
 // unshare gives up the mappings of the guest's memory and begins again with the
 // admin queue, of which nothing has been executed.
 func (p *Port) unshare(gen uint64) {
+	if p.phase == busy {
+		p.whenSettled(func() { p.unshare(gen) })
+		return
+	}
 	if p.phase != enabled || p.gen != gen {
 		return // a reset came first
 	}

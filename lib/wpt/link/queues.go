@@ -4,6 +4,7 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -63,6 +64,9 @@ func post(p *poller.Poller, f func()) {
 func (s *queues) CreateCQ(cmd nvme.CreateCQ, addr uint64, done func(nvme.Status)) {
 	entries := uint32(cmd.QSIZE) + 1
 	switch {
+	case s.admin.again && s.made(cmd, addr):
+		done(nvme.StatusSuccess)
+		return
 	case cmd.QID == 0 || cmd.QID >= qpair.MaxQueues || s.cqs[cmd.QID] != nil:
 		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
 		return
@@ -86,15 +90,44 @@ func (s *queues) CreateCQ(cmd nvme.CreateCQ, addr uint64, done func(nvme.Status)
 			return
 		}
 		s.cqs[cmd.QID] = l
-		l.post(func() {
+		s.ask(l, done, func() nvme.Status {
 			bells := s.port.bells.Page
 			atomic.StoreUint32(bells.CQHead(int(cmd.QID)), 0)
 			l.clearShadow(func(d *qpair.Doorbells) *uint32 { return d.CQHead(int(cmd.QID)) })
 			s.port.state.Page.CQ[cmd.QID].Create(s.gen, addr, entries, uint32(cmd.IV), cmd.IEN)
 			l.addCQ(cmd.QID)
-			s.admin.post(func() { done(nvme.StatusSuccess) })
+			return nvme.StatusSuccess
 		})
 	})
+}
+
+// ask runs f on l's poller and done with its result on the admin queue's. f may
+// access guest memory, which may fault.
+func (s *queues) ask(l *lane, done func(nvme.Status), f func() nvme.Status) {
+	l.post(func() {
+		st := nvme.StatusDataTransferError
+		defer func() { s.admin.post(func() { done(st) }) }()
+		st = f()
+	})
+}
+
+// made reports whether the completion queue of a command that is executed again
+// is there already.
+func (s *queues) made(cmd nvme.CreateCQ, addr uint64) bool {
+	if s.cqs[cmd.QID] == nil {
+		return false
+	}
+	p := &s.port.state.Page.CQ[cmd.QID]
+	return p.Addr == addr && p.Entries == uint32(cmd.QSIZE)+1 && p.Vector == uint32(cmd.IV) && (p.IEN != 0) == cmd.IEN
+}
+
+// madeSQ is made for a submission queue.
+func (s *queues) madeSQ(cmd nvme.CreateSQ, addr uint64) bool {
+	if s.sqs[cmd.QID] == nil {
+		return false
+	}
+	p := &s.port.state.Page.SQ[cmd.QID]
+	return p.Addr == addr && p.Entries == uint32(cmd.QSIZE)+1 && p.CQID == uint32(cmd.CQID)
 }
 
 // CreateSQ implements controller.Queues. The queue is served by the poller of
@@ -103,6 +136,9 @@ func (s *queues) CreateSQ(cmd nvme.CreateSQ, addr uint64, done func(nvme.Status)
 	entries := uint32(cmd.QSIZE) + 1
 	l := s.cqs[cmd.CQID]
 	switch {
+	case s.admin.again && s.madeSQ(cmd, addr):
+		done(nvme.StatusSuccess)
+		return
 	case cmd.QID == 0 || cmd.QID >= qpair.MaxQueues || s.sqs[cmd.QID] != nil:
 		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
 		return
@@ -120,13 +156,13 @@ func (s *queues) CreateSQ(cmd nvme.CreateSQ, addr uint64, done func(nvme.Status)
 		return
 	}
 	s.sqs[cmd.QID] = l
-	l.post(func() {
+	s.ask(l, done, func() nvme.Status {
 		bells := s.port.bells.Page
 		atomic.StoreUint32(bells.SQTail(int(cmd.QID)), 0)
 		l.clearShadow(func(d *qpair.Doorbells) *uint32 { return d.SQTail(int(cmd.QID)) })
 		s.port.state.Page.SQ[cmd.QID].Create(s.gen, addr, entries, uint32(cmd.CQID))
 		l.addSQ(cmd.QID)
-		s.admin.post(func() { done(nvme.StatusSuccess) })
+		return nvme.StatusSuccess
 	})
 }
 
@@ -134,7 +170,7 @@ func (s *queues) CreateSQ(cmd nvme.CreateSQ, addr uint64, done func(nvme.Status)
 func (s *queues) DeleteSQ(qid uint16, done func(nvme.Status)) {
 	l := s.sqs[qid]
 	if qid == 0 || l == nil {
-		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		done(s.missing(qid))
 		return
 	}
 	delete(s.sqs, qid)
@@ -143,11 +179,20 @@ func (s *queues) DeleteSQ(qid uint16, done func(nvme.Status)) {
 	})
 }
 
+// missing is the status of deleting a queue that is not there: success where
+// the command may have done so itself before.
+func (s *queues) missing(qid uint16) nvme.Status {
+	if s.admin.again && qid != 0 && qid < qpair.MaxQueues {
+		return nvme.StatusSuccess
+	}
+	return nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR
+}
+
 // DeleteCQ implements controller.Queues.
 func (s *queues) DeleteCQ(qid uint16, done func(nvme.Status)) {
 	l := s.cqs[qid]
 	if qid == 0 || l == nil {
-		done(nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR)
+		done(s.missing(qid))
 		return
 	}
 	l.post(func() {
@@ -167,23 +212,27 @@ func (s *queues) CanShadow() bool { return !s.port.relayed }
 
 // Shadow implements controller.Queues.
 func (s *queues) Shadow(shadow, events uint64, done func(nvme.Status)) {
-	if shadow%qpair.PageSize != 0 || events%qpair.PageSize != 0 {
+	switch {
+	case shadow%qpair.PageSize != 0 || events%qpair.PageSize != 0:
 		done(nvme.StatusInvalidPRPOffset | nvme.StatusDNR)
+		return
+	case shadow == 0 || events == 0 || !s.admin.canShadow(shadow, events):
+		done(nvme.StatusInvalidField | nvme.StatusDNR)
 		return
 	}
 	left := len(s.lanes)
 	var result nvme.Status
 	for _, l := range s.lanes {
-		l.post(func() {
-			ok := l.setShadow(shadow, events)
-			s.admin.post(func() {
-				if !ok {
-					result = nvme.StatusInvalidField | nvme.StatusDNR
-				}
-				if left--; left == 0 {
-					done(result)
-				}
-			})
+		s.ask(l, func(st nvme.Status) {
+			if st != nvme.StatusSuccess {
+				result = st
+			}
+			if left--; left == 0 {
+				done(result)
+			}
+		}, func() nvme.Status {
+			l.setShadow(shadow, events)
+			return nvme.StatusSuccess
 		})
 	}
 }
@@ -191,6 +240,12 @@ func (s *queues) Shadow(shadow, events uint64, done func(nvme.Status)) {
 // stop ends all lanes, the admin lane first, so that no command makes new
 // ones; done is called on the admin poller.
 func (s *queues) stop(publish bool, done func()) {
+	for _, l := range s.lanes {
+		if l != s.admin {
+			// An admin command may wait for the end of their commands.
+			l.post(func() { l.quit(publish) })
+		}
+	}
 	s.admin.stop(publish, func() {
 		left := len(s.lanes)
 		for _, l := range s.lanes {
@@ -240,16 +295,19 @@ func (l *lane) deleteSQ(qid uint16, done func()) {
 				continue
 			}
 			q.broken = true // fetch nothing more
-			q.drained = func() {
-				q.drained = nil
+			drained := func() {
+				defer func() { // publishing may fault
+					cq.Forget(q.SQ)
+					cq.sqs = append(cq.sqs[:i:i], cq.sqs[i+1:]...)
+					l.port.state.Page.SQ[qid].Delete()
+					done()
+				}()
 				l.publish(cq)
-				cq.Forget(q.SQ)
-				cq.sqs = append(cq.sqs[:i:i], cq.sqs[i+1:]...)
-				l.port.state.Page.SQ[qid].Delete()
-				done()
 			}
-			if q.executing == 0 {
-				q.drained()
+			if q.executing > 0 {
+				q.drained = drained
+			} else {
+				drained()
 			}
 			return
 		}
@@ -273,16 +331,25 @@ func (l *lane) deleteCQ(qid uint16) nvme.Status {
 	return nvme.StatusInvalidQueueIdentifier | nvme.StatusDNR
 }
 
+// canShadow reports whether these pages can be shadow doorbells.
+func (l *lane) canShadow(shadow, events uint64) bool {
+	_, ok1 := l.view.Pointer(shadow, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	_, ok2 := l.view.Pointer(events, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+	return ok1 && ok2
+}
+
 // setShadow begins the use of shadow doorbells: what the guest has published
 // so far in the registers is copied first, since it may never write it again.
-func (l *lane) setShadow(shadow, events uint64) bool {
-	sp, ok1 := l.view.Pointer(shadow, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
-	ep, ok2 := l.view.Pointer(events, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
-	if !ok1 || !ok2 {
-		return false
-	}
+func (l *lane) setShadow(shadow, events uint64) {
+	l.shadow, l.events, l.shadowChanged = shadow, events, true
+	defer l.bindShadow()
 	bells := l.port.bells.Page
-	for _, page := range []*qpair.Doorbells{qpair.DoorbellsAt(sp), qpair.DoorbellsAt(ep)} {
+	for _, addr := range []uint64{shadow, events} {
+		p, ok := l.view.Pointer(addr, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
+		if !ok {
+			return // on its way to this poller: no queue can be in use yet
+		}
+		page := qpair.DoorbellsAt(p)
 		for _, cq := range l.cqs {
 			if cq.ID != 0 {
 				atomic.StoreUint32(page.CQHead(int(cq.ID)), atomic.LoadUint32(bells.CQHead(int(cq.ID))))
@@ -294,9 +361,6 @@ func (l *lane) setShadow(shadow, events uint64) bool {
 			}
 		}
 	}
-	l.shadow, l.events, l.shadowChanged = shadow, events, true
-	l.bindShadow()
-	return true
 }
 
 // clearShadow zeroes a new queue's word in the shadow pages, if they are used
@@ -343,17 +407,23 @@ func (s *queues) adopt(qid uint16, done func(error)) {
 			}
 		}
 		l.post(func() {
-			err := l.adopt(qid)
-			s.admin.post(func() {
-				if err != nil {
-					done(err)
-					return
-				}
-				next()
-			})
+			err := errAdoptFault
+			defer func() {
+				s.admin.post(func() {
+					if err != nil {
+						done(err)
+						return
+					}
+					next()
+				})
+			}()
+			err = l.adopt(qid)
 		})
 	})
 }
+
+// errAdoptFault is why adopting ends where guest memory faults.
+var errAdoptFault = errors.New("guest memory was truncated by the client")
 
 // adopt serves completion queue qid and its submission queues again: what was
 // final is published, what was not is executed again.
@@ -373,9 +443,18 @@ func (l *lane) adopt(qid uint16) error {
 	if err != nil {
 		return fmt.Errorf("recovering completion queue %d: %w", qid, err)
 	}
+	l.again = true
 	for _, o := range redo {
-		l.execute(byID[o.SQ.ID], o.Slot)
+		q := byID[o.SQ.ID]
+		if cqe, ok := l.committed(q, o.Slot); ok {
+			q.Complete(o.Slot, cqe.DW0, cqe.DW1, cqe.StatusField())
+		} else if l.doubtful(q, o.Slot) {
+			l.probe(q, o.Slot)
+		} else {
+			l.execute(q, o.Slot)
+		}
 	}
+	l.again = false
 	if vector, on := cq.Vector(); on {
 		l.port.fire(vector)
 	}

@@ -4,7 +4,9 @@
 package link
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +22,9 @@ type Ports struct {
 	pollers []*poller.Poller
 	// subsystem finds what a port is to show; nil: nothing (yet).
 	subsystem func(*Port) *controller.Subsystem
+
+	choosing sync.Mutex     // held while subsystem is asked and the answer set
+	leaving  sync.WaitGroup // ports that are being given up
 
 	mu   sync.Mutex
 	byID map[uint32]*Port
@@ -37,7 +42,7 @@ func NewPorts(pollers []*poller.Poller, subsystem func(*Port) *controller.Subsys
 // gives them up: controllers stay enabled for whoever comes next. It returns
 // nil when ctx ended, else why the link ended.
 func (ps *Ports) Serve(ctx context.Context, c *Client) error {
-	defer ps.giveUp()
+	defer ps.giveUp(c)
 	for {
 		ms, err := c.take()
 		if err != nil {
@@ -65,7 +70,7 @@ func (ps *Ports) follow(c *Client, m *message) {
 		return
 	}
 	p := ps.get(m.Port)
-	if p == nil {
+	if p == nil || p.leaving {
 		qpair.CloseFDs(m.fds)
 		return
 	}
@@ -92,36 +97,63 @@ func (ps *Ports) attach(c *Client, m *message) {
 		c.log.Error("port cannot be attached", "err", err)
 		return
 	}
+	ps.choosing.Lock()
 	ps.mu.Lock()
 	ps.byID[p.ID] = p
 	ps.mu.Unlock()
 	p.sub.Store(ps.subsystem(p))
+	ps.choosing.Unlock()
 	p.start()
 	p.log.Info("port attached", "subsystem", p.Subsystem)
 }
 
 func (ps *Ports) detach(c *Client, p *Port) {
-	ps.mu.Lock()
-	delete(ps.byID, p.ID)
-	ps.mu.Unlock()
-	p.giveUp(func() {
+	ps.leave(p, func() {
 		_ = c.link.Send(&qpair.Message{Kind: qpair.MsgDetached, Port: p.ID}, nil)
+		ps.Refresh() // another port may have waited for what this one showed
 	})
-	ps.Refresh() // another port may have waited for what this one showed
 }
 
-// giveUp stops serving every port and waits.
-func (ps *Ports) giveUp() {
-	ps.mu.Lock()
-	all := ps.byID
-	ps.byID = make(map[uint32]*Port)
-	ps.mu.Unlock()
-	var wg sync.WaitGroup
-	for _, p := range all {
-		wg.Add(1)
-		p.giveUp(wg.Done)
+// leave stops serving a port; it is listed until that is done, then is called.
+func (ps *Ports) leave(p *Port, then func()) {
+	p.leaving = true
+	ps.leaving.Add(1)
+	p.giveUp(func() {
+		defer ps.leaving.Done()
+		ps.mu.Lock()
+		delete(ps.byID, p.ID)
+		ps.mu.Unlock()
+		then()
+	})
+}
+
+// giveUp stops serving every port and waits. What ports have asked to be done
+// in line with the messages is done; messages do not matter any more.
+func (ps *Ports) giveUp(c *Client) {
+	for _, p := range ps.List() {
+		if !p.leaving {
+			ps.leave(p, func() {})
+		}
 	}
-	wg.Wait()
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		ps.leaving.Wait()
+	}()
+	for {
+		select {
+		case <-gone:
+			return
+		case <-c.arrived:
+			ms, _ := c.take()
+			for i := range ms {
+				if ms[i].do != nil {
+					ms[i].do()
+				}
+				qpair.CloseFDs(ms[i].fds)
+			}
+		}
+	}
 }
 
 func (ps *Ports) get(id uint32) *Port {
@@ -130,7 +162,7 @@ func (ps *Ports) get(id uint32) *Port {
 	return ps.byID[id]
 }
 
-// List returns the ports in no particular order.
+// List returns the ports in the order of their IDs.
 func (ps *Ports) List() []*Port {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -138,11 +170,14 @@ func (ps *Ports) List() []*Port {
 	for _, p := range ps.byID {
 		all = append(all, p)
 	}
+	slices.SortFunc(all, func(a, b *Port) int { return cmp.Compare(a.ID, b.ID) })
 	return all
 }
 
 // Refresh has every port look again for what it is to show.
 func (ps *Ports) Refresh() {
+	ps.choosing.Lock()
+	defer ps.choosing.Unlock()
 	for _, p := range ps.List() {
 		p.SetSubsystem(ps.subsystem(p))
 	}

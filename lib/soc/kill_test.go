@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/soc"
+	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
+)
+
+// Environment of a test binary that is to be leap-soc.
+const (
+	envRun     = "LEAPIO_TEST_RUN"
+	envState   = "LEAPIO_TEST_STATE"
+	envPollers = "LEAPIO_TEST_POLLERS"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(envRun) != "" {
+		if err := runChild(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// runChild is leap-soc until SIGTERM.
+func runChild() error {
+	paths, err := api.NewPaths(os.Getenv(envRun), os.Getenv(envState))
+	if err != nil {
+		return err
+	}
+	pollers, err := strconv.Atoi(os.Getenv(envPollers))
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return soc.Run(ctx, soc.Config{
+		Paths: paths, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, pollers),
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+}
+
+// startChild starts leap-soc as a process of its own, which ends with ctx.
+func (r *rig) startChild(ctx context.Context, d *daemon) {
+	r.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers))
+	cmd.Stderr = &testLog{t: r.t}
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	killed := false
+	d.kill = func() {
+		killed = true
+		stop()
+		_ = cmd.Process.Kill()
+		<-d.done
+	}
+	go func() {
+		err := cmd.Wait()
+		if killed {
+			err = nil
+		}
+		d.done <- err
+	}()
+}
+
+// killSoc ends leap-soc by SIGKILL.
+func (r *rig) killSoc() {
+	r.soc.kill()
+	r.soc = nil
+}
+
+// TestKill ends leap-soc by SIGKILL at any moment under a guest that writes,
+// verifies, and creates and deletes queues: it sees pauses, never an error or a
+// wrong byte.
+func TestKill(t *testing.T) {
+	kills := 20
+	if testing.Short() {
+		kills = 3
+	}
+	for i, kind := range []string{"mem", "file"} {
+		for _, doorbells := range []string{api.DoorbellsTrap, api.DoorbellsMap, "shadow"} {
+			t.Run(kind+"/"+doorbells, func(t *testing.T) {
+				t.Parallel()
+				r := newRigOf(t, 1+i)
+				r.stopSoc()
+				r.child = true
+				r.startSoc()
+				r.volume("d1", kind, "size", "64M")
+				n := r.drive("vm1", doorbells, small, "d1")
+				load := newLoad(t, n, 2)
+				load.Go(func() { churnQueues(t, n, load.stop) })
+				for i := range kills {
+					time.Sleep(time.Duration(i*7%31) * time.Millisecond)
+					r.killSoc()
+					r.startSoc()
+				}
+				load.end()
+			})
+		}
+	}
+}
+
+// drive wires volumes to a port and enables its controller.
+func (r *rig) drive(port, doorbells string, mem vfiousertest.MemoryOptions, volumes ...string) *vfiousertest.NVMe {
+	r.t.Helper()
+	mode := doorbells
+	if mode == "shadow" {
+		mode = api.DoorbellsTrap
+	}
+	r.wire(port, mode, volumes...)
+	n := r.guest(port, mem)
+	if err := n.UseMSIX(); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := n.Enable(32); err != nil {
+		r.t.Fatal(err)
+	}
+	if doorbells == "shadow" {
+		if err := n.EnableShadowDoorbells(); err != nil {
+			r.t.Fatal("shadow doorbells:", err)
+		}
+	}
+	return n
+}
+
+// load is verified I/O by several workers.
+type load struct {
+	sync.WaitGroup
+	stop chan struct{}
+}
+
+// newLoad begins verified I/O on queue pairs 1 to queues of a drive of 64 MiB:
+// every other one is polled, and used by several workers at a time.
+func newLoad(t *testing.T, n *vfiousertest.NVMe, queues int) *load {
+	t.Helper()
+	l := &load{stop: make(chan struct{})}
+	for id := range queues {
+		vector, workers := id+1, 1
+		if id%2 == 1 {
+			vector, workers = vfiousertest.Polled, 4
+		}
+		q, err := n.CreatePair(uint16(id+1), 32, vector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for worker := range workers {
+			l.Go(func() { verify(t, q, uint64(id*4+worker), l.stop) })
+		}
+	}
+	return l
+}
+
+// end waits for the end of all.
+func (l *load) end() {
+	close(l.stop)
+	l.Wait()
+}
+
+// churnQueues creates, uses and deletes queue pair 9, and has features and
+// events on the way, until stop.
+func churnQueues(t *testing.T, n *vfiousertest.NVMe, stop <-chan struct{}) {
+	event := func(nvme.CQE) {}
+	if err := n.Admin().Submit(nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest)}, event); err != nil {
+		t.Error(err)
+		return
+	}
+	for round := uint32(0); ; round++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		q, err := n.CreatePair(9, 16, vfiousertest.Polled)
+		if err != nil {
+			t.Errorf("round %d: %v", round, err)
+			return
+		}
+		if err := q.Read(1, 0, make([]byte, 4096), 512); err != nil {
+			t.Errorf("round %d: %v", round, err)
+			return
+		}
+		value := round & 0xff
+		if _, err := n.SetFeatures(nvme.FeatArbitration, value&7); err != nil {
+			t.Errorf("round %d: set features: %v", round, err)
+			return
+		}
+		if got, err := n.GetFeatures(nvme.FeatArbitration); err != nil || got&7 != value&7 {
+			t.Errorf("round %d: feature is %#x, %v; want %#x", round, got, err, value&7)
+			return
+		}
+		if err := n.DeletePair(q); err != nil {
+			t.Errorf("round %d: %v", round, err)
+			return
+		}
+	}
+}
