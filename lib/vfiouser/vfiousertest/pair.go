@@ -144,6 +144,12 @@ func (p *Pair) Do(e nvme.SQE) (nvme.CQE, error) {
 		if time.Now().After(deadline) {
 			return nvme.CQE{}, fmt.Errorf("queue %d: command with opcode %#02x: no completion within %v: %w", p.SQ.ID, e.Opcode, CommandTimeout, os.ErrDeadlineExceeded)
 		}
+		p.mu.Lock()
+		there := p.CQ.Pending()
+		p.mu.Unlock()
+		if there {
+			continue
+		}
 		if err := p.CQ.await(spins); err != nil {
 			return nvme.CQE{}, err
 		}
@@ -156,9 +162,6 @@ func (p *Pair) Do(e nvme.SQE) (nvme.CQE, error) {
 func (q *CQ) await(spins int) error {
 	if q.Interrupt == nil {
 		pause(spins)
-		return nil
-	}
-	if q.Pending() {
 		return nil
 	}
 	_, err := q.Interrupt.Wait(20 * time.Millisecond)
