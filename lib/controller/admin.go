@@ -3,13 +3,18 @@
 
 package controller
 
-import "github.com/leapio/leapio/lib/nvme"
+import (
+	"slices"
+
+	"github.com/leapio/leapio/lib/nvme"
+)
 
 // adminCommand is one row of the table of admin commands. The Commands
 // Supported and Effects log derives from it.
 type adminCommand struct {
 	execute func(*Controller, *Command)
 	effects uint32                 // of the effects log, without EffectSupported
+	oacs    uint16                 // bit of OACS that announces it
 	offered func(*Controller) bool // nil: by every controller
 }
 
@@ -30,8 +35,17 @@ func init() {
 		nvme.AdminGetFeatures:          {execute: (*Controller).getFeatures, effects: nvme.ScopeController | nvme.ScopeNamespace},
 		nvme.AdminAsyncEventRequest:    {execute: (*Controller).asyncEventRequest, effects: nvme.ScopeController},
 		nvme.AdminKeepAlive:            {execute: (*Controller).keepAliveCommand, effects: nvme.ScopeController, offered: (*Controller).hasKeepAlive},
-		nvme.AdminDoorbellBufferConfig: {execute: (*Controller).doorbellBuffer, effects: nvme.ScopeController, offered: (*Controller).canShadow},
+		nvme.AdminDoorbellBufferConfig: {execute: (*Controller).doorbellBuffer, effects: nvme.ScopeController, oacs: nvme.OACSDoorbellBuffer, offered: (*Controller).canShadow},
+		nvme.AdminFormatNVM: {
+			execute: (*Controller).formatNVM, oacs: nvme.OACSFormatNVM,
+			effects: nvme.ScopeNamespace | nvme.EffectContentChange | nvme.EffectNoOthersSameNamespace,
+		},
 	}
+}
+
+// has reports whether controller c has the command.
+func (op *adminCommand) has(c *Controller) bool {
+	return op.execute != nil && (op.offered == nil || op.offered(c))
 }
 
 // hasQueues reports whether queues are made by admin commands.
@@ -48,9 +62,12 @@ func (c *Controller) Admin(cmd *Command) {
 	cmd.admin = c
 	op := &adminCommands[cmd.SQE.Opcode]
 	switch {
-	case op.execute == nil || op.offered != nil && !op.offered(c):
+	case c.events.request(cmd.SQE.CID) != nil:
+		// Of the commands that have not ended, those are the only ones.
+		cmd.finish(dnr(nvme.StatusCIDConflict))
+	case !op.has(c):
 		cmd.finish(dnr(nvme.StatusInvalidOpcode))
-	case cmd.SQE.Fuse() != nvme.FuseNone:
+	case cmd.SQE.Fuse() != nvme.FuseNone, !knownPSDT(&cmd.SQE):
 		cmd.finish(dnr(nvme.StatusInvalidField))
 	default:
 		op.execute(c, cmd)
@@ -141,9 +158,46 @@ func (c *Controller) doorbellBuffer(cmd *Command) {
 // a time, so that it is never exceeded.
 const acl = 3
 
-// abort answers that the command was not aborted, which a controller may always
-// do (NVMe Base 5.1): what is in flight ends by itself.
+// Aborter is implemented by Queues that can find a command in execution.
+type Aborter interface {
+	// Abort calls Command.Cancel for the command cid of I/O submission queue
+	// sqid, on its poller, and reports on the admin poller whether it ended
+	// with Abort Requested; false where there is no such command, or where it
+	// does not end soon: no other admin command is executed meanwhile. done is
+	// called after the command's result has been published.
+	Abort(sqid, cid uint16, done func(aborted bool))
+}
+
+// abort aborts a command, if it can be found (NVMe Base 5.1): Asynchronous
+// Event Requests, since no other admin command is in execution at the same
+// time, and I/O commands where the transport helps.
 func (c *Controller) abort(cmd *Command) {
-	cmd.DW0 = nvme.AbortNotDone
-	cmd.finish(nvme.StatusSuccess)
+	target := cmd.SQE.Abort()
+	answer := func(aborted bool) {
+		if !aborted {
+			cmd.DW0 = nvme.AbortNotDone
+		}
+		cmd.finish(nvme.StatusSuccess)
+	}
+	if target.SQID == 0 {
+		request := c.events.request(target.CID)
+		if request != nil {
+			request.Cancel()
+		}
+		answer(request != nil)
+		return
+	}
+	if q, ok := c.cfg.Queues.(Aborter); ok {
+		q.Abort(target.SQID, target.CID, answer)
+		return
+	}
+	answer(false)
+}
+
+// cancel follows Command.Cancel of an admin command.
+func (c *Controller) cancel(cmd *Command) {
+	if i := slices.Index(c.events.parked, cmd); i >= 0 {
+		c.events.parked = slices.Delete(c.events.parked, i, i+1)
+		cmd.finish(nvme.StatusAbortRequested)
+	}
 }

@@ -20,6 +20,7 @@ type testQueues struct {
 	answer   nvme.Status
 	noShadow bool
 	calls    []string
+	live     []*hostCommand // I/O commands that Abort finds
 }
 
 func (q *testQueues) call(done func(nvme.Status), format string, args ...any) {
@@ -70,7 +71,7 @@ func TestAdminOpcodes(t *testing.T) {
 	want := map[nvme.AdminOpcode]string{
 		nvme.AdminDeleteIOSQ: onPCI, nvme.AdminCreateIOSQ: onPCI, nvme.AdminDeleteIOCQ: onPCI, nvme.AdminCreateIOCQ: onPCI,
 		nvme.AdminGetLogPage: both, nvme.AdminIdentify: both, nvme.AdminAbort: both, nvme.AdminSetFeatures: both,
-		nvme.AdminGetFeatures: both, nvme.AdminAsyncEventRequest: both,
+		nvme.AdminGetFeatures: both, nvme.AdminAsyncEventRequest: both, nvme.AdminFormatNVM: both,
 		nvme.AdminKeepAlive: onFabrics, nvme.AdminDoorbellBufferConfig: shadowed,
 	}
 	for name, h := range map[string]*host{"fabrics": fabrics, "pci": pci, "slow": slow} {
@@ -99,6 +100,11 @@ func TestAdminFused(t *testing.T) {
 		if cmd := h.run(true, e); cmd.Status != nvme.StatusInvalidField|nvme.StatusDNR {
 			t.Errorf("fuse %d: %v", fuse, cmd.Status)
 		}
+	}
+	e := sqe(nvme.Identify{CNS: nvme.CNSController}, 0)
+	e.SetPSDT(3)
+	if cmd := h.run(true, e); cmd.Status != nvme.StatusInvalidField|nvme.StatusDNR {
+		t.Errorf("reserved PSDT: %v", cmd.Status)
 	}
 }
 
@@ -166,11 +172,90 @@ func TestQueueNotMade(t *testing.T) {
 	h.admin(nvme.SetFeatures{FID: nvme.FeatNumberOfQueues}, 0)
 }
 
+// Abort implements Aborter: it looks among the commands of the test.
+func (q *testQueues) Abort(sqid, cid uint16, done func(bool)) {
+	for _, c := range q.live {
+		if c.running() && c.SQID == sqid && c.SQE.CID == cid {
+			c.Cancel()
+			// Further turns of the poller end it if it can be.
+			left := 3
+			var look func()
+			look = func() {
+				if left--; c.running() && left > 0 {
+					_ = q.p.Post(look)
+					return
+				}
+				done(!c.running() && c.Status == nvme.StatusAbortRequested)
+			}
+			_ = q.p.Post(look)
+			return
+		}
+	}
+	done(false)
+}
+
+// plainQueues are Queues that cannot find commands.
+type plainQueues struct{ Queues }
+
 func TestAbort(t *testing.T) {
+	h, q := connectPCI(t)
+	abort := func(sqid, cid uint16, want uint32) {
+		t.Helper()
+		if cmd := h.admin(nvme.Abort{SQID: sqid, CID: cid}, 0); cmd.DW0 != want {
+			t.Errorf("abort of command %d of queue %d: DW0 = %#x, want %#x", cid, sqid, cmd.DW0, want)
+		}
+	}
+	m := h.sub.Namespace(1).Volume.(*memory)
+	m.hold = true
+	for i := range uint16(3) {
+		c := newCommand(t, h.p, rwSQE(nvme.IORead, 1, nvme.RW{}))
+		c.SQID, c.SQE.CID = i+1, 40
+		q.live = append(q.live, h.start(false, c))
+	}
+	abort(1, 41, nvme.AbortNotDone)
+	abort(4, 40, nvme.AbortNotDone)
+	abort(2, 40, 0)
+	if q.live[1].wait(); q.live[1].Status != nvme.StatusAbortRequested || !q.live[0].running() || !q.live[2].running() {
+		t.Errorf("aborted: %v; the others run: %v, %v", q.live[1].Status, q.live[0].running(), q.live[2].running())
+	}
+	// A command whose volume does not let go of it is not aborted.
+	m.held = m.held[:1]
+	abort(3, 40, nvme.AbortNotDone)
+	h.do(m.release)
+	if q.live[0].wait(); q.live[0].Status != 0 {
+		t.Errorf("one that was not aborted: %v", q.live[0].Status)
+	}
+	h.do(func() { q.live[2].req.Complete(nvme.StatusSuccess) })
+	q.live[2].wait()
+
+	// Event requests are the controller's own.
+	a, b := h.park(), h.park()
+	abort(0, a.SQE.CID+50, nvme.AbortNotDone)
+	abort(0, b.SQE.CID, 0)
+	if b.wait(); b.Status != nvme.StatusAbortRequested || !a.running() || h.parked() != 1 {
+		t.Errorf("event request: %v; the other runs: %v, %d parked", b.Status, a.running(), h.parked())
+	}
+	h.cancel(a)
+	if a.wait(); a.Status != nvme.StatusAbortRequested || h.parked() != 0 {
+		t.Errorf("event request cancelled: %v, %d parked", a.Status, h.parked())
+	}
+	for _, x := range []*host{connect(t, newSubsystem(t), nil), connect(t, newSubsystem(t), func(c *Config) { c.Queues = plainQueues{q} })} {
+		if cmd := x.admin(nvme.Abort{SQID: 1, CID: 2}, 0); cmd.DW0 != nvme.AbortNotDone {
+			t.Errorf("a transport that cannot abort: DW0 = %#x", cmd.DW0)
+		}
+	}
+}
+
+// The identifier of a command that has not ended is not another's.
+func TestCIDConflict(t *testing.T) {
 	h := connect(t, newSubsystem(t), nil)
-	cmd := h.admin(nvme.Abort{SQID: 1, CID: 2}, 0)
-	if cmd.DW0 != nvme.AbortNotDone {
-		t.Errorf("DW0 = %#x, want %#x", cmd.DW0, nvme.AbortNotDone)
+	request := h.park()
+	e := sqe(nvme.Identify{CNS: nvme.CNSController}, 0)
+	for _, opcode := range []uint8{e.Opcode, uint8(nvme.AdminAsyncEventRequest), 0xff} {
+		e.Opcode, e.CID = opcode, request.SQE.CID
+		if cmd := h.run(true, e); cmd.Status != nvme.StatusCIDConflict|nvme.StatusDNR || !request.running() {
+			t.Errorf("opcode %02Xh: %v, the request runs: %v", opcode, cmd.Status, request.running())
+		}
 	}
 }
 

@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"bytes"
+
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -34,7 +36,11 @@ type Carrier interface {
 // Command is one command in execution. It is part of a transport's own record
 // of the command, which is reused: nothing is allocated per command.
 type Command struct {
-	SQE      nvme.SQE
+	SQE nvme.SQE
+	// SQID is the submission queue the command came from: the halves of a fused
+	// pair come from the same one. A transport with one queue per worker may
+	// leave it 0.
+	SQID     uint16
 	Segments []dma.Segment // set by Carrier.Data
 	DW0, DW1 uint32        // of the completion
 	Status   nvme.Status
@@ -43,9 +49,20 @@ type Command struct {
 	admin  *Controller // of an admin command
 	worker *Worker     // of an I/O command
 	ns     *nsQueue
-	next   func(*Command) // goes on when the data is there
-	step   uint32         // progress of commands that need several requests
-	req    volume.Request
+	next   func(*Command) // goes on when what is waited for is there
+	// then is told the end of a request; nil: that is the end of the command.
+	then        func(*Command, nvme.Status)
+	off, length uint64   // range of the command in bytes
+	step        uint64   // progress of commands that need several requests
+	at          *nsQueue // has the request, or holds it back
+	pair        *Command // the other half of a fused pair
+	cancelled   bool
+	fenced      bool // a pair that holds the namespace's fence
+	listed      bool // among the writes of at
+	seq         uint64
+	before      *Command // neighbours there
+	after       *Command
+	req         volume.Request
 }
 
 // Init prepares a record for its first command. carrier is the record itself.
@@ -58,7 +75,9 @@ func (c *Command) Init(carrier Carrier) {
 func (c *Command) begin() {
 	c.Segments = c.Segments[:0]
 	c.DW0, c.DW1, c.Status = 0, 0, nvme.StatusSuccess
-	c.admin, c.worker, c.ns, c.next, c.step = nil, nil, nil, nil, 0
+	c.admin, c.worker, c.ns, c.next, c.then, c.at, c.pair = nil, nil, nil, nil, nil, nil, nil
+	c.off, c.length, c.step = 0, 0, 0
+	c.cancelled, c.fenced = false, false
 }
 
 // data asks for n bytes of data and goes on with next when they are there. An
@@ -80,12 +99,21 @@ func (c *Command) Ready(st nvme.Status) {
 		c.finish(st)
 		return
 	}
-	c.next(c)
+	if !c.stopped() {
+		c.next(c)
+	}
 }
 
-// finish ends the command.
+// finish ends the command, and the other half of its pair.
 func (c *Command) finish(st nvme.Status) {
+	if c.pair != nil {
+		c.finishPair(st)
+		return
+	}
 	c.Status = st
+	if w := c.worker; w != nil && w.scratch.user == c {
+		w.scratch.release()
+	}
 	if ns := c.ns; ns != nil {
 		c.ns = nil
 		ns.release()
@@ -94,6 +122,47 @@ func (c *Command) finish(st nvme.Status) {
 		c.admin.failed(c)
 	}
 	c.Carrier.Complete()
+}
+
+// Cancel wishes that the command ends soon: with Abort Requested, unless its end
+// was near. It is called on the command's poller, before its end, and the
+// Carrier is told the end as ever, possibly before Cancel returns. What a
+// command has done by then stays done.
+func (c *Command) Cancel() {
+	if c.cancelled {
+		return
+	}
+	c.cancelled = true
+	if c.admin != nil {
+		c.admin.cancel(c)
+	}
+	if w := c.worker; w != nil && (w.pairs.drop(c) || w.scratch.drop(c) || c.pair != nil && w.scratch.drop(c.pair)) {
+		c.finish(nvme.StatusAbortRequested)
+		return
+	}
+	for _, half := range [...]*Command{c, c.pair} {
+		if half == nil || half.at == nil {
+			continue
+		}
+		if half.at.drop(half) {
+			half.requestEnded(nvme.StatusAbortRequested)
+		} else {
+			half.at.queue.Cancel(&half.req)
+		}
+		return
+	}
+}
+
+// stopped ends a command that was cancelled, between two steps, and reports
+// whether it did.
+func (c *Command) stopped() bool {
+	for _, half := range [...]*Command{c, c.pair} {
+		if half != nil && half.cancelled {
+			half.finish(nvme.StatusAbortRequested)
+			return true
+		}
+	}
+	return false
 }
 
 // Faulted implements poller.Toucher: the host took away memory that was being
@@ -109,6 +178,26 @@ func (c *Command) copyIn(p []byte, off uint64) bool {
 			continue
 		}
 		n := copy(p, s.Bytes()[off:])
+		if p, off = p[n:], 0; len(p) == 0 {
+			return true
+		}
+	}
+	return len(p) == 0
+}
+
+// matches compares data of the command, from offset off, with p. Data that is
+// too short does not match.
+func (c *Command) matches(p []byte, off uint64) bool {
+	for _, s := range c.Segments {
+		if off >= s.Len {
+			off -= s.Len
+			continue
+		}
+		data := s.Bytes()[off:]
+		n := min(len(p), len(data))
+		if !bytes.Equal(p[:n], data[:n]) {
+			return false
+		}
 		if p, off = p[n:], 0; len(p) == 0 {
 			return true
 		}

@@ -36,7 +36,8 @@ type Config struct {
 	// association. nil: there is no keep alive, as on PCI.
 	KeepAliveExpired func()
 	// Queues manages queues for transports whose queues are made by admin
-	// commands (PCI); nil where they are made by Connect.
+	// commands (PCI); nil where they are made by Connect. It may implement
+	// Aborter.
 	Queues Queues
 	// PCIVendor and PCISubsystemVendor are the function's ids; 0 on fabrics.
 	PCIVendor, PCISubsystemVendor uint16
@@ -69,6 +70,9 @@ type Controller struct {
 
 	// writeThrough: the host has disabled the volatile write cache.
 	writeThrough atomic.Bool
+	// copyFormats are the formats of Copy that the host has enabled (Host
+	// Behavior Support CDFE).
+	copyFormats atomic.Uint32
 
 	mu      sync.Mutex
 	workers []*Worker

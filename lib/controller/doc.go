@@ -18,6 +18,11 @@
 //  3. the request goes to the volume's queue of that poller
 //  4. the volume completes it there; the Carrier is told the result
 //
+// Commands that read what the host does not get use a buffer of the worker, in
+// turn: Compare and Verify (scan.go), Copy (copy.go). The halves of a Compare
+// and Write are paired in fused.go; fence.go keeps other writes out of their
+// way. Command.Cancel ends a command early, wherever it is.
+//
 // Admin commands are executed one at a time on the poller of the admin queue.
 // What a controller offers is in tables, from which Identify and the log pages
 // that describe it derive:

@@ -153,6 +153,16 @@ func (c *Controller) unpark(end func(*Command)) {
 	end(cmd)
 }
 
+// request returns the parked request cid, or nil.
+func (ev *events) request(cid uint16) *Command {
+	for _, cmd := range ev.parked {
+		if cmd.SQE.CID == cid {
+			return cmd
+		}
+	}
+	return nil
+}
+
 // clear forgets the events of a log page that has been read.
 func (ev *events) clear(lid nvme.LogPageID) {
 	ev.pending = slices.DeleteFunc(ev.pending, func(e nvme.AsyncEvent) bool { return e.LID() == lid })

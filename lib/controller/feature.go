@@ -341,17 +341,18 @@ func (c *Controller) getHostBehavior(cmd *Command, _ *feature, initial bool) {
 	c.reply(cmd, nvme.Bytes(&h))
 }
 
-// setHostBehavior takes what does no harm here: that the host understands retry
-// delays and extended LBA formats. What would change the meaning of commands
+// setHostBehavior takes what does no harm here, that the host understands retry
+// delays and extended LBA formats, and the formats of Copy. What would change the meaning of commands
 // that are not supported is refused.
 func (c *Controller) setHostBehavior(cmd *Command, _ *feature) {
 	cmd.data(uint32(len(nvme.Bytes(&nvme.HostBehavior{}))), FromHost, func(cmd *Command) {
 		var h nvme.HostBehavior
-		if !c.receive(cmd, nvme.Bytes(&h)) || h.ACRE > 1 || h.LBAFEE > 1 || h.ETDAS != 0 || h.HDISNS != 0 || h.CDFE != 0 {
+		if !c.receive(cmd, nvme.Bytes(&h)) || h.ACRE > 1 || h.LBAFEE > 1 || h.ETDAS != 0 || h.HDISNS != 0 || h.CDFE&^copyAcross != 0 {
 			cmd.invalid()
 			return
 		}
-		c.features.host = nvme.HostBehavior{ACRE: h.ACRE, LBAFEE: h.LBAFEE}
+		c.features.host = nvme.HostBehavior{ACRE: h.ACRE, LBAFEE: h.LBAFEE, CDFE: h.CDFE}
+		c.copyFormats.Store(uint32(h.CDFE))
 		cmd.finish(nvme.StatusSuccess)
 	})
 }

@@ -194,7 +194,7 @@ func TestHostBehavior(t *testing.T) {
 		copy(nvme.Bytes(&b), h.admin(nvme.GetFeatures{FID: nvme.FeatHostBehavior, SEL: sel}, 0).data())
 		return b
 	}
-	want := nvme.HostBehavior{ACRE: 1, LBAFEE: 1}
+	want := nvme.HostBehavior{ACRE: 1, LBAFEE: 1, CDFE: 0xc}
 	h.admin(nvme.SetFeatures{FID: nvme.FeatHostBehavior}, 0, nvme.Bytes(&want)...)
 	if got := get(nvme.SelectCurrent); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -202,7 +202,7 @@ func TestHostBehavior(t *testing.T) {
 	if got := get(nvme.SelectDefault); got != (nvme.HostBehavior{}) {
 		t.Errorf("default: %+v", got)
 	}
-	for _, bad := range []nvme.HostBehavior{{ACRE: 2}, {LBAFEE: 255}, {ETDAS: 1}, {HDISNS: 1}, {CDFE: 4}} {
+	for _, bad := range []nvme.HostBehavior{{ACRE: 2}, {LBAFEE: 255}, {ETDAS: 1}, {HDISNS: 1}, {CDFE: 2}, {CDFE: 16}} {
 		h.refused(nvme.StatusInvalidField, nvme.SetFeatures{FID: nvme.FeatHostBehavior}, 0, nvme.Bytes(&bad)...)
 	}
 	if got := get(nvme.SelectCurrent); got != want {

@@ -19,12 +19,14 @@ const chunk = 1 + nvme.SQESize
 
 // What the first byte of a chunk says.
 const (
-	doAdmin  = 1 << iota // an admin command, not an I/O command
-	doLate               // its data comes later
-	doRefuse             // its data does not come
-	doChange             // a namespace comes or goes first
-	doEvent              // an event comes first
-	doCut                // its data is in odd pieces
+	doAdmin    = 1 << iota // an admin command, not an I/O command
+	doLate                 // its data comes later
+	doRefuse               // its data does not come
+	doChange               // a namespace comes or goes first
+	doEvent                // an event comes first
+	doCut                  // its data is in odd pieces
+	doHold                 // volumes hold their requests until one without it
+	doTogether             // the next command is executed in the same turn
 )
 
 func (s script) add(what byte, e nvme.SQE) script {
@@ -50,7 +52,7 @@ func (s script) play(t *testing.T, p *poller.Poller) {
 			t.Error(err)
 		}
 	})
-	var parked []*hostCommand
+	var parked, together []*hostCommand
 	for ; len(s) >= chunk; s = s[chunk:] {
 		var e nvme.SQE
 		copy(nvme.Bytes(&e), s[1:chunk])
@@ -72,16 +74,48 @@ func (s script) play(t *testing.T, p *poller.Poller) {
 			cmd.pieces = []int{3, 4097, 16}
 		}
 		cmd.out = s[1:]
-		h.start(what&doAdmin != 0, cmd)
-		parked = append(parked, cmd)
-		parked = h.ended(parked)
+		if what&doAdmin != 0 {
+			// Abort finds what is held; nothing else runs beside another.
+			if q.live = parked; nvme.AdminOpcode(e.Opcode) != nvme.AdminAbort {
+				h.do(m.release)
+			}
+			h.start(true, cmd)
+			parked = append(parked, cmd)
+			h.turnsFor(cmd)
+			continue
+		}
+		m.setHold(what&doHold != 0)
+		cmd.SQID = uint16(1 + e.CDW14&1)
+		together = append(together, cmd)
+		if what&doTogether == 0 || len(s) < 2*chunk {
+			h.together(together...)
+			parked, together = append(parked, together...), nil
+		}
+		if what&doHold == 0 {
+			h.do(m.release)
+			parked = h.ended(parked)
+		}
 	}
+	h.together(together...)
+	h.do(m.release)
+	parked = h.ended(append(parked, together...))
 	h.do(func() { h.w.Close(); h.c.Close() })
 	if parked = h.ended(parked); len(parked) != 0 {
 		t.Errorf("%d commands have not ended with the controller", len(parked))
 	}
 	if m.open != 0 || other.open != 0 {
 		t.Errorf("%d and %d queues are still open", m.open, other.open)
+	}
+}
+
+// turnsFor gives an admin command turns to end in. One that waits for commands
+// that are held goes on without being waited for.
+func (h *host) turnsFor(cmd *hostCommand) {
+	for range 20 {
+		if !cmd.running() {
+			return
+		}
+		h.do(func() {})
 	}
 }
 
@@ -123,6 +157,7 @@ func seeds() (all []script) {
 		if ioCommands[op].execute != nil {
 			add(0, rwSQE(nvme.IOOpcode(op), 1, nvme.RW{NLB: 7}))
 			add(doChange, nvme.SQE{Opcode: uint8(op), NSID: nvme.NSIDBroadcast, CDW10: 3, CDW11: 4})
+			add(doHold, rwSQE(nvme.IOOpcode(op), 1, nvme.RW{SLBA: 1}))
 		}
 	}
 	for cns := range identifications {
@@ -140,6 +175,15 @@ func seeds() (all []script) {
 			add(doAdmin, sqe(nvme.SetFeatures{FID: nvme.FeatureID(fid), Value: 0x101}, 0))
 			add(doAdmin, sqe(nvme.GetFeatures{FID: nvme.FeatureID(fid)}, 1))
 		}
+	}
+	for _, what := range []byte{0, doLate, doHold} {
+		first, second := rwSQE(nvme.IOCompare, 1, nvme.RW{NLB: 3}), rwSQE(nvme.IOWrite, 1, nvme.RW{NLB: 3})
+		first.SetFuse(nvme.FuseFirst)
+		second.SetFuse(nvme.FuseSecond)
+		pair := script(nil).add(what|doTogether, first).add(what, second)
+		pair = pair.add(0|doHold, rwSQE(nvme.IOWrite, 1, nvme.RW{})).add(doAdmin, sqe(nvme.Abort{SQID: 1, CID: 5}, 0))
+		all = append(all, pair)
+		whole = append(whole, pair...)
 	}
 	return append(all, whole)
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -162,6 +163,8 @@ type host struct {
 	sub *Subsystem
 	c   *Controller
 	w   *Worker
+
+	requests uint16 // Asynchronous Event Requests so far
 }
 
 var testConfig = Config{
@@ -283,7 +286,8 @@ func (h *host) refused(st nvme.Status, fields putter, nsid uint32, out ...byte) 
 // park begins an Asynchronous Event Request.
 func (h *host) park() *hostCommand {
 	h.t.Helper()
-	return h.start(true, newCommand(h.t, h.p, nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest), CID: 9}))
+	h.requests++
+	return h.start(true, newCommand(h.t, h.p, nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest), CID: 99 + h.requests}))
 }
 
 // parked returns the number of parked requests.
@@ -308,6 +312,7 @@ type memory struct {
 	fail   map[volume.Op]nvme.Status
 	hold   bool // keep requests until release
 	held   []*volume.Request
+	linger time.Duration    // how long a request takes; not at the same time as hold
 	log    []volume.Request // what was submitted, in order
 	open   int
 	noOpen error
@@ -367,6 +372,16 @@ func (q *memoryQueue) Submit(r *volume.Request) {
 		q.m.held = append(q.m.held, r)
 		return
 	}
+	if q.m.linger > 0 {
+		time.AfterFunc(q.m.linger, func() {
+			_ = q.p.Post(func() { // a poller ends after its requests
+				q.m.mu.Lock()
+				defer q.m.mu.Unlock()
+				q.m.execute(r)
+			})
+		})
+		return
+	}
 	q.m.execute(r)
 }
 
@@ -374,6 +389,24 @@ func (q *memoryQueue) Submit(r *volume.Request) {
 func (m *memory) release() {
 	held := m.held
 	m.held, m.hold = nil, false
+	for _, r := range held {
+		m.execute(r)
+	}
+}
+
+// setHold has requests held or not.
+func (m *memory) setHold(hold bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hold = hold
+}
+
+// step ends the requests that are held, and holds those that follow.
+func (m *memory) step() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := m.held
+	m.held = nil
 	for _, r := range held {
 		m.execute(r)
 	}
@@ -400,7 +433,15 @@ func (m *memory) execute(r *volume.Request) {
 	r.Complete(nvme.StatusSuccess)
 }
 
-func (q *memoryQueue) Cancel(*volume.Request) {}
+// Cancel ends a request that is held.
+func (q *memoryQueue) Cancel(r *volume.Request) {
+	q.m.mu.Lock()
+	defer q.m.mu.Unlock()
+	if i := slices.Index(q.m.held, r); i >= 0 {
+		q.m.held = slices.Delete(q.m.held, i, i+1)
+		r.Complete(nvme.StatusAbortRequested)
+	}
+}
 
 func (q *memoryQueue) Close() {
 	q.m.mu.Lock()

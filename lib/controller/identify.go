@@ -99,19 +99,25 @@ func (c *Controller) identifyController(*Command) ([]byte, nvme.Status) {
 		ONCS:      nvme.ONCSSaveAndSelectFeatures | nvme.ONCSTimestamp,
 		// A namespace with a volatile cache may come at any time.
 		VWC: nvme.VWCPresent | nvme.VWCFlushBroadcast,
+		// AWUN, AWUPF and ACWU are one block: a namespace says how much more.
+		CDFS: copyFormats,
+		FNA:  nvme.FNANoBroadcast,
 	}
 	nvme.SetASCII(id.SN[:], c.sub.Serial)
 	nvme.SetASCII(id.MN[:], Model)
 	nvme.SetASCII(id.FR[:], Firmware)
 	nvme.SetNQN(&id.SUBNQN, c.sub.NQN)
-	if c.canShadow() {
-		id.OACS |= nvme.OACSDoorbellBuffer
+	for i := range adminCommands {
+		if op := &adminCommands[i]; op.has(c) {
+			id.OACS |= op.oacs
+		}
 	}
 	if c.hasKeepAlive() {
 		id.KAS = kas
 	}
 	for i := range ioCommands {
 		id.ONCS |= ioCommands[i].oncs
+		id.FUSES |= ioCommands[i].fuses
 	}
 	for _, ns := range c.sub.Namespaces() {
 		id.TNVMCAP = id.TNVMCAP.Add(ns.Volume.Info().Size)
@@ -140,12 +146,14 @@ func (c *Controller) identifyNamespace(cmd *Command) ([]byte, nvme.Status) {
 		NSZE: blocks, NCAP: blocks, NUSE: blocks,
 		NSFEAT: nvme.NSFEATAtomic | nvme.NSFEATOptimal,
 		NMIC:   ns.nmic(),
+		FPI:    ns.formatting.progress(),
 		// What Dataset Management has deallocated reads as zero or as before.
 		DLFEAT: nvme.DLFEATWriteZeroesDeallocates,
-		NAWUN:  atomic, NAWUPF: atomic,
+		NAWUN:  atomic, NAWUPF: atomic, NACWU: atomic,
 		NVMCAP: nvme.Uint128{Lo: info.Size},
 		NPWG:   write, NPWA: write, NOWS: write,
 		NPDG: discard, NPDA: discard,
+		MSSRL: uint16(maxCopyRange / info.Block), MCL: maxCopy / info.Block, MSRC: maxCopyRanges - 1,
 		NSATTR: ns.nsattr(),
 		NGUID:  nvme.UUID(ns.UUID).NGUID(),
 	}
@@ -163,7 +171,7 @@ func (ns *Namespace) nmic() uint8 {
 
 // nsattr returns the Namespace Attributes.
 func (ns *Namespace) nsattr() uint8 {
-	if ns.Volume.Info().ReadOnly {
+	if ns.ReadOnly || ns.Volume.Info().ReadOnly {
 		return nvme.NSATTRWriteProtected
 	}
 	return 0
@@ -213,7 +221,7 @@ func (c *Controller) identifyNVMNamespace(cmd *Command) ([]byte, nvme.Status) {
 // identifyNVMController gives the limits of commands without data transfer
 // (NVM Command Set 4.1.5.2). Dataset Management has none.
 func (c *Controller) identifyNVMController(*Command) ([]byte, nvme.Status) {
-	id := nvme.IdentifyNVMController{WZSL: log2(maxWriteZeroes / dma.PageSize)}
+	id := nvme.IdentifyNVMController{VSL: log2(maxVerify / dma.PageSize), WZSL: log2(maxWriteZeroes / dma.PageSize)}
 	return nvme.Bytes(&id), nvme.StatusSuccess
 }
 
@@ -227,7 +235,7 @@ func (c *Controller) identifyIndependentNamespace(cmd *Command) ([]byte, nvme.St
 	if ns == nil {
 		return nil, nvme.StatusSuccess
 	}
-	id := nvme.IdentifyIndependentNamespace{NMIC: ns.nmic(), NSATTR: ns.nsattr(), NSTAT: nvme.NSTATReady}
+	id := nvme.IdentifyIndependentNamespace{NMIC: ns.nmic(), FPI: ns.formatting.progress(), NSATTR: ns.nsattr(), NSTAT: nvme.NSTATReady}
 	if !ns.Volume.Info().VolatileCache {
 		id.NSFEAT = nvme.IndependentNSFEATNoVWC
 	}

@@ -29,8 +29,8 @@ func TestIdentifyController(t *testing.T) {
 	copy(nvme.Bytes(&got), h.identified(nvme.Identify{CNS: nvme.CNSController}, 0))
 	want := nvme.IdentifyController{
 		VID: 0x1234, SSVID: 0x5678, MDTS: 8, CNTLID: h.c.CNTLID(), VER: nvme.MakeVS(2, 0, 0),
-		OAES: 0x100, CNTRLTYPE: 1, OACS: 0x100, ACL: 3, AERL: 3, FRMW: 3, LPA: 0x26, ELPE: 63,
-		SQES: 0x66, CQES: 0x44, NN: 1024, MNAN: 1024, ONCS: 0x5c, VWC: 7, TNVMCAP: nvme.Uint128{Lo: 1 << 20},
+		OAES: 0x100, CNTRLTYPE: 1, OACS: 0x102, ACL: 3, AERL: 3, FRMW: 3, LPA: 0x26, ELPE: 63,
+		SQES: 0x66, CQES: 0x44, NN: 1024, MNAN: 1024, ONCS: 0x1dd, FUSES: 1, CDFS: 0xf, FNA: 8, VWC: 7, TNVMCAP: nvme.Uint128{Lo: 1 << 20},
 	}
 	nvme.SetASCII(want.SN[:], "0123456789abcdef0123")
 	nvme.SetASCII(want.MN[:], Model)
@@ -47,7 +47,7 @@ func TestIdentifyControllerTransport(t *testing.T) {
 	fabrics := connect(t, sub, func(c *Config) { c.KeepAliveExpired = func() {} })
 	var id nvme.IdentifyController
 	copy(nvme.Bytes(&id), fabrics.identified(nvme.Identify{CNS: nvme.CNSController}, 0))
-	if id.KAS == 0 || id.OACS != 0 || id.CMIC != 0 {
+	if id.KAS == 0 || id.OACS != nvme.OACSFormatNVM || id.CMIC != 0 {
 		t.Errorf("fabrics: KAS %d, OACS %#x, CMIC %#x", id.KAS, id.OACS, id.CMIC)
 	}
 	shared := testNamespace(1, newMemory(4096, 512))
@@ -74,12 +74,12 @@ func TestIdentifyNamespace(t *testing.T) {
 	h := connect(t, sub, nil)
 	for nsid, want := range map[uint32]nvme.IdentifyNamespace{
 		1: {
-			NSZE: 2048, NCAP: 2048, NUSE: 2048, NSFEAT: 0x12, DLFEAT: 8, NAWUN: 7, NAWUPF: 7, NPWG: 7, NPWA: 7, NOWS: 7,
+			NSZE: 2048, NCAP: 2048, NUSE: 2048, NSFEAT: 0x12, FPI: 0x80, DLFEAT: 8, NAWUN: 7, NAWUPF: 7, NACWU: 7, MSSRL: 2048, MCL: 32768, MSRC: 255, NPWG: 7, NPWA: 7, NOWS: 7,
 			NPDG: 127, NPDA: 127, NVMCAP: nvme.Uint128{Lo: 1 << 20}, NGUID: nvme.UUID(testNamespace(1, nil).UUID).NGUID(),
 			LBAF: [64]nvme.LBAFormat{{LBADS: 9}},
 		},
 		5: {
-			NSZE: 256, NCAP: 256, NUSE: 256, NSFEAT: 0x12, DLFEAT: 8, NAWUN: 15, NAWUPF: 15, NPDG: 65535, NPDA: 65535,
+			NSZE: 256, NCAP: 256, NUSE: 256, NSFEAT: 0x12, FPI: 0x80, DLFEAT: 8, NAWUN: 15, NAWUPF: 15, NACWU: 15, MSSRL: 256, MCL: 4096, MSRC: 255, NPDG: 65535, NPDA: 65535,
 			NVMCAP: nvme.Uint128{Lo: 1 << 20}, NGUID: nvme.UUID(testNamespace(5, nil).UUID).NGUID(), NMIC: 1, NSATTR: 1,
 			LBAF: [64]nvme.LBAFormat{{LBADS: 12}},
 		},
@@ -90,9 +90,15 @@ func TestIdentifyNamespace(t *testing.T) {
 			}
 		}
 	}
+	protected := testNamespace(6, newMemory(4096, 512))
+	protected.ReadOnly = true
+	if err := sub.Add(protected); err != nil {
+		t.Fatal(err)
+	}
 	for nsid, want := range map[uint32]nvme.IdentifyIndependentNamespace{
-		1: {NSTAT: 1},
-		5: {NSTAT: 1, NMIC: 1, NSATTR: 1, NSFEAT: nvme.IndependentNSFEATNoVWC},
+		6: {NSTAT: 1, FPI: 0x80, NSATTR: 1},
+		1: {NSTAT: 1, FPI: 0x80},
+		5: {NSTAT: 1, FPI: 0x80, NMIC: 1, NSATTR: 1, NSFEAT: nvme.IndependentNSFEATNoVWC},
 	} {
 		if diff := cmp.Diff(nvme.Bytes(&want), h.identified(nvme.Identify{CNS: nvme.CNSIndependentNamespace}, nsid)); diff != "" {
 			t.Errorf("namespace %d, independent: %s", nsid, diff)
@@ -166,7 +172,7 @@ func TestIdentifyLists(t *testing.T) {
 
 func TestIdentifyNVM(t *testing.T) {
 	h := connect(t, newSubsystem(t, newMemory(4096, 512)), nil)
-	want := nvme.IdentifyNVMController{WZSL: 11} // 8 MiB
+	want := nvme.IdentifyNVMController{VSL: 11, WZSL: 11} // 8 MiB
 	if !bytes.Equal(h.identified(nvme.Identify{CNS: nvme.CNSIOCSController}, 0), nvme.Bytes(&want)) {
 		t.Error("CNS 06h differs")
 	}

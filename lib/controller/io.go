@@ -15,57 +15,88 @@ type ioCommand struct {
 	execute   func(*Worker, *Command)
 	effects   uint32 // of the effects log, without EffectSupported
 	oncs      uint16 // bit of ONCS that announces it
+	fuses     uint16 // bit of FUSES: it may be the first of such a pair
+	changes   bool   // it changes the namespace: not one that is write protected
 	broadcast bool   // takes NSID FFFFFFFFh
 }
 
 // ioCommands is the NVM command set (NVM Command Set Specification 3), by opcode.
 var ioCommands = [256]ioCommand{
 	nvme.IOFlush:             {execute: (*Worker).flush, broadcast: true},
-	nvme.IOWrite:             {execute: (*Worker).write, effects: nvme.EffectContentChange},
+	nvme.IOWrite:             {execute: (*Worker).write, changes: true, effects: nvme.EffectContentChange},
 	nvme.IORead:              {execute: (*Worker).read},
-	nvme.IOWriteZeroes:       {execute: (*Worker).writeZeroes, effects: nvme.EffectContentChange, oncs: nvme.ONCSWriteZeroes},
-	nvme.IODatasetManagement: {execute: (*Worker).datasetManagement, effects: nvme.EffectContentChange, oncs: nvme.ONCSDatasetManagement},
+	nvme.IOCompare:           {execute: (*Worker).compare, oncs: nvme.ONCSCompare, fuses: nvme.FUSESCompareAndWrite},
+	nvme.IOWriteZeroes:       {execute: (*Worker).writeZeroes, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSWriteZeroes},
+	nvme.IODatasetManagement: {execute: (*Worker).datasetManagement, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSDatasetManagement},
+	nvme.IOVerify:            {execute: (*Worker).verify, oncs: nvme.ONCSVerify},
+	nvme.IOCopy:              {execute: (*Worker).copyBlocks, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSCopy},
 }
 
-// maxWriteZeroes is the longest Write Zeroes in bytes (Identify WZSL).
-const maxWriteZeroes = 8 << 20
+// maxWriteZeroes and maxVerify are the longest Write Zeroes and Verify in bytes
+// (Identify WZSL and VSL).
+const (
+	maxWriteZeroes = 8 << 20
+	maxVerify      = 8 << 20
+)
 
 // dnr is a status that the same command would get again.
 func dnr(st nvme.Status) nvme.Status { return st | nvme.StatusDNR }
 
-// setRange checks a range of blocks against the namespace and stores it in the
-// request.
+// setRange checks a range of blocks against the namespace and makes it the
+// command's.
 func (c *Command) setRange(slba, blocks uint64) nvme.Status {
-	n := c.ns
-	if slba > n.blocks || blocks > n.blocks-slba {
+	var ok bool
+	if c.off, c.length, ok = c.ns.bytes(slba, blocks); !ok {
 		return dnr(nvme.StatusLBAOutOfRange)
 	}
-	c.req.Offset, c.req.Length = slba<<n.shift, blocks<<n.shift
 	return nvme.StatusSuccess
 }
 
-// submit gives the request to the volume.
+// bytes converts a range of blocks; ok is false where it is not all within the
+// namespace.
+func (n *nsQueue) bytes(slba, blocks uint64) (off, length uint64, ok bool) {
+	if slba > n.blocks || blocks > n.blocks-slba {
+		return 0, 0, false
+	}
+	return slba << n.shift, blocks << n.shift, true
+}
+
+// submit gives a request for the command's range and data to its volume.
 func (c *Command) submit(op volume.Op, flags volume.Flags) {
-	c.req.Op, c.req.Flags, c.req.Segments = op, flags, c.Segments
-	c.ns.queue.Submit(&c.req)
+	c.submitTo(c.ns, op, flags, c.off, c.length, c.Segments)
+}
+
+// submitTo gives a request to the volume of n.
+func (c *Command) submitTo(n *nsQueue, op volume.Op, flags volume.Flags, off, length uint64, segs []dma.Segment) {
+	r := &c.req
+	r.Op, r.Flags, r.Offset, r.Length, r.Segments = op, flags, off, length, segs
+	c.at = n
+	if changes := op != volume.Read && op != volume.Flush; !changes || n.admit(c) {
+		n.queue.Submit(r)
+	}
 }
 
 // Completed implements volume.Owner: it is called once per request.
 func (c *Command) Completed(r *volume.Request) {
+	if c.listed {
+		c.at.writes.remove(c)
+	}
+	c.at = nil
 	if r.Status != nvme.StatusSuccess {
 		c.worker.failed(r)
 	}
-	switch {
-	case r.Op == volume.Flush && c.SQE.NSID == nvme.NSIDBroadcast:
-		if c.Status == nvme.StatusSuccess {
-			c.Status = r.Status // the first error is the command's
-		}
-		c.nextFlush()
-	case r.Op == volume.Discard && r.Status == nvme.StatusSuccess:
-		c.step++
-		c.nextRange()
-	default:
-		c.finish(r.Status)
+	if c.pair != nil && r.Status.Code() == nvme.StatusAbortRequested && c.stopped() {
+		return
+	}
+	c.requestEnded(r.Status)
+}
+
+// requestEnded goes on after a request, or ends the command with it.
+func (c *Command) requestEnded(st nvme.Status) {
+	if c.then != nil {
+		c.then(c, st)
+	} else {
+		c.finish(st)
 	}
 }
 
@@ -83,11 +114,11 @@ func (c *Command) transfer(dir Direction, next func(*Command)) {
 		c.finish(st)
 		return
 	}
-	if rw.PRINFO != 0 || c.req.Length > dma.MaxTransfer {
+	if rw.PRINFO != 0 || c.length > dma.MaxTransfer {
 		c.finish(dnr(nvme.StatusInvalidField))
 		return
 	}
-	c.data(uint32(c.req.Length), dir, next)
+	c.data(uint32(c.length), dir, next)
 }
 
 func (w *Worker) read(c *Command) {
@@ -96,15 +127,31 @@ func (w *Worker) read(c *Command) {
 
 func submitRead(c *Command) {
 	c.worker.counts.ReadCommands++
-	c.worker.counts.ReadBytes += c.req.Length
-	c.submit(volume.Read, 0)
+	c.worker.counts.ReadBytes += c.length
+	c.settled(func(c *Command) { c.submit(volume.Read, 0) })
+}
+
+// settled goes on with next when what the command is to read is on the medium:
+// with Force Unit Access, what the volume's cache holds must get there first
+// (NVM Command Set 3.2.4).
+func (c *Command) settled(next func(*Command)) {
+	if !c.SQE.RW().FUA || !c.ns.info.VolatileCache {
+		next(c)
+		return
+	}
+	c.next = next
+	c.then = func(c *Command, st nvme.Status) {
+		c.then = nil
+		if st != nvme.StatusSuccess {
+			c.finish(st)
+		} else if !c.stopped() {
+			c.next(c)
+		}
+	}
+	c.submitTo(c.ns, volume.Flush, 0, 0, 0, nil)
 }
 
 func (w *Worker) write(c *Command) {
-	if c.ns.info.ReadOnly {
-		c.finish(dnr(nvme.StatusNamespaceWriteProtected))
-		return
-	}
 	if c.SQE.RW().DTYPE != 0 {
 		c.finish(dnr(nvme.StatusInvalidField)) // directives are not supported
 		return
@@ -114,7 +161,7 @@ func (w *Worker) write(c *Command) {
 
 func submitWrite(c *Command) {
 	c.worker.counts.WriteCommands++
-	c.worker.counts.WrittenBytes += c.req.Length
+	c.worker.counts.WrittenBytes += c.length
 	c.submit(volume.Write, c.fua())
 }
 
@@ -128,44 +175,58 @@ func (c *Command) fua() volume.Flags {
 }
 
 func (w *Worker) writeZeroes(c *Command) {
-	rw := c.SQE.RW()
-	if c.ns.info.ReadOnly {
-		c.finish(dnr(nvme.StatusNamespaceWriteProtected))
-		return
-	}
-	if st := c.setRange(rw.SLBA, uint64(rw.Blocks())); st != nvme.StatusSuccess {
-		c.finish(st)
-		return
-	}
-	if rw.PRINFO != 0 || c.req.Length > maxWriteZeroes {
-		c.finish(dnr(nvme.StatusInvalidField))
+	if !c.extent(maxWriteZeroes) {
 		return
 	}
 	flags := c.fua()
-	if rw.DEAC {
+	if c.SQE.RW().DEAC {
 		flags |= volume.Deallocate
 	}
 	c.submit(volume.WriteZeroes, flags)
 }
 
+// extent sets the range of a command that moves no data, of at most limit
+// bytes; otherwise it has ended the command.
+func (c *Command) extent(limit uint64) bool {
+	rw := c.SQE.RW()
+	if st := c.setRange(rw.SLBA, uint64(rw.Blocks())); st != nvme.StatusSuccess {
+		c.finish(st)
+		return false
+	}
+	if rw.PRINFO != 0 || c.length > limit {
+		c.finish(dnr(nvme.StatusInvalidField))
+		return false
+	}
+	return true
+}
+
 func (w *Worker) flush(c *Command) {
 	if c.SQE.NSID == nvme.NSIDBroadcast {
+		c.then = flushed
 		c.nextFlush()
 		return
 	}
 	c.submit(volume.Flush, 0)
 }
 
+// flushed follows one flush of several: the first error is the command's.
+func flushed(c *Command, st nvme.Status) {
+	if c.Status == nvme.StatusSuccess {
+		c.Status = st
+	}
+	ns := c.ns
+	c.ns = nil
+	ns.release()
+	if !c.stopped() {
+		c.nextFlush()
+	}
+}
+
 // nextFlush flushes one namespace after the other, whatever becomes of the ones
 // before; step is the last NSID done.
 func (c *Command) nextFlush() {
-	if c.ns != nil {
-		ns := c.ns
-		c.ns = nil
-		ns.release()
-	}
-	for c.step++; c.step < uint32(len(c.worker.ns)); c.step++ {
-		if c.worker.use(c, c.step) {
+	for c.step++; c.step < uint64(len(c.worker.ns)); c.step++ {
+		if c.worker.use(c, uint32(c.step)) == nvme.StatusSuccess {
 			c.submit(volume.Flush, 0)
 			return
 		}
@@ -177,24 +238,31 @@ func (c *Command) nextFlush() {
 // command is a hint that needs no action.
 func (w *Worker) datasetManagement(c *Command) {
 	dsm := c.SQE.DatasetManagement()
-	if c.ns.info.ReadOnly {
-		c.finish(dnr(nvme.StatusNamespaceWriteProtected))
-		return
-	}
 	if !dsm.AD {
 		c.finish(nvme.StatusSuccess)
 		return
 	}
+	c.then = discarded
 	c.data(uint32(dsm.Ranges()*nvme.DSMRangeSize), FromHost, (*Command).nextRange)
+}
+
+func discarded(c *Command, st nvme.Status) {
+	if st != nvme.StatusSuccess {
+		c.finish(st)
+		return
+	}
+	if c.step++; !c.stopped() {
+		c.nextRange()
+	}
 }
 
 // nextRange discards range number step. A range is read from the host's memory
 // once.
 func (c *Command) nextRange() {
 	var r nvme.DSMRange
-	for ; c.step < uint32(c.SQE.DatasetManagement().Ranges()); c.step++ {
+	for ; c.step < uint64(c.SQE.DatasetManagement().Ranges()); c.step++ {
 		before := c.worker.p.Touch(c)
-		ok := c.copyIn(nvme.Bytes(&r), uint64(c.step)*nvme.DSMRangeSize)
+		ok := c.copyIn(nvme.Bytes(&r), c.step*nvme.DSMRangeSize)
 		c.worker.p.Touch(before)
 		if !ok {
 			c.finish(dnr(nvme.StatusInvalidField))

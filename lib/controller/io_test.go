@@ -57,7 +57,13 @@ func TestReadWrite(t *testing.T) {
 func TestIOErrors(t *testing.T) {
 	m, ro := newMemory(4<<20, 512), newMemory(4096, 512)
 	ro.info.ReadOnly = true
-	h := connect(t, newSubsystem(t, m, ro), nil)
+	protected := testNamespace(5, newMemory(4096, 512))
+	protected.ReadOnly = true
+	sub := newSubsystem(t, m, ro)
+	if err := sub.Add(protected); err != nil {
+		t.Fatal(err)
+	}
+	h := connect(t, sub, nil)
 	const (
 		lba   = nvme.StatusLBAOutOfRange | nvme.StatusDNR
 		field = nvme.StatusInvalidField | nvme.StatusDNR
@@ -83,7 +89,7 @@ func TestIOErrors(t *testing.T) {
 		"write with PI":              {rwSQE(nvme.IOWrite, 1, nvme.RW{PRINFO: 8}), field},
 		"zero with PI":               {rwSQE(nvme.IOWriteZeroes, 1, nvme.RW{PRINFO: 8}), field},
 		"write with a directive":     {rwSQE(nvme.IOWrite, 1, nvme.RW{DTYPE: 1}), field},
-		"write of a fused pair":      {fused(rwSQE(nvme.IOWrite, 1, nvme.RW{}), nvme.FuseSecond), field},
+		"write of a fused pair":      {fused(rwSQE(nvme.IOWrite, 1, nvme.RW{}), nvme.FuseSecond), nvme.StatusAbortedMissingFused},
 		"read of a fused pair":       {fused(rwSQE(nvme.IORead, 1, nvme.RW{}), nvme.FuseFirst), field},
 		"NSID 0":                     {rwSQE(nvme.IORead, 0, nvme.RW{}), ns},
 		"inactive NSID":              {rwSQE(nvme.IORead, 3, nvme.RW{}), field},
@@ -93,8 +99,25 @@ func TestIOErrors(t *testing.T) {
 		"flush of no namespace":      {rwSQE(nvme.IOFlush, 0, nvme.RW{}), ns},
 		"write to a read-only one":   {rwSQE(nvme.IOWrite, 2, nvme.RW{}), wp},
 		"zero a read-only one":       {rwSQE(nvme.IOWriteZeroes, 2, nvme.RW{}), wp},
+		"copy to a read-only one":    {nvme.SQE{Opcode: uint8(nvme.IOCopy), NSID: 2}, wp},
+		"write to a protected one":   {rwSQE(nvme.IOWrite, 5, nvme.RW{}), wp},
+		"zero a protected one":       {rwSQE(nvme.IOWriteZeroes, 5, nvme.RW{}), wp},
+		"discard a protected one":    {dsm(5, nvme.DatasetManagement{AD: true}), wp},
+		"copy to a protected one":    {nvme.SQE{Opcode: uint8(nvme.IOCopy), NSID: 5}, wp},
+		"read of a protected one":    {rwSQE(nvme.IORead, 5, nvme.RW{}), 0},
+		"compare of a read-only one": {rwSQE(nvme.IOCompare, 2, nvme.RW{}), 0},
+		"verify of a read-only one":  {rwSQE(nvme.IOVerify, 2, nvme.RW{}), 0},
+		"flush of a protected one":   {rwSQE(nvme.IOFlush, 5, nvme.RW{}), 0},
 		"discard a read-only one":    {dsm(2, nvme.DatasetManagement{AD: true}), wp},
-		"compare":                    {rwSQE(nvme.IOCompare, 1, nvme.RW{}), op},
+		"write uncorrectable":        {rwSQE(nvme.IOWriteUncorrectable, 1, nvme.RW{}), op},
+		"compare past the end":       {rwSQE(nvme.IOCompare, 1, nvme.RW{SLBA: 8191, NLB: 1}), lba},
+		"compare more than MDTS":     {rwSQE(nvme.IOCompare, 1, nvme.RW{NLB: 2048}), field},
+		"compare with PI":            {rwSQE(nvme.IOCompare, 1, nvme.RW{PRINFO: 1}), field},
+		"verify past the end":        {rwSQE(nvme.IOVerify, 1, nvme.RW{SLBA: 8192}), lba},
+		"verify with PI":             {rwSQE(nvme.IOVerify, 1, nvme.RW{PRINFO: 1}), field},
+		"compare alone, but fused":   {fused(rwSQE(nvme.IOCompare, 1, nvme.RW{}), nvme.FuseFirst), nvme.StatusAbortedMissingFused},
+		"reserved fuse":              {fused(rwSQE(nvme.IORead, 1, nvme.RW{}), 3), field},
+		"reserved PSDT":              {func() nvme.SQE { e := rwSQE(nvme.IORead, 1, nvme.RW{}); e.SetPSDT(3); return e }(), field},
 		"vendor specific":            {rwSQE(nvme.IOVendorSpecific, 1, nvme.RW{}), op},
 		"read of a read-only one":    {rwSQE(nvme.IORead, 2, nvme.RW{}), 0},
 		"flush of a read-only one":   {rwSQE(nvme.IOFlush, 2, nvme.RW{}), 0},
@@ -162,6 +185,30 @@ func TestFlags(t *testing.T) {
 		if cmd := h.run(false, rwSQE(tt.op, 1, tt.rw)); cmd.Status != 0 || len(m.log) != 1 || m.log[0].Flags != tt.want {
 			t.Errorf("%v %+v: %v, requests %+v, want flags %#x", tt.op, tt.rw, cmd.Status, m.log, tt.want)
 		}
+	}
+}
+
+// A read with Force Unit Access finds on the medium what it reads.
+func TestReadFUA(t *testing.T) {
+	m, through := newMemory(1<<20, 512), newMemory(1<<20, 512)
+	through.info.VolatileCache = false
+	h := connect(t, newSubsystem(t, m, through), nil)
+	for _, op := range []nvme.IOOpcode{nvme.IORead, nvme.IOCompare, nvme.IOVerify} {
+		m.log, through.log = nil, nil
+		e := rwSQE(op, 1, nvme.RW{FUA: true, SLBA: 4})
+		if st := h.run(false, e).Status; st != 0 || len(m.log) != 2 || m.log[0].Op != volume.Flush || m.log[1].Op != volume.Read || m.log[1].Offset != 2048 {
+			t.Errorf("%v: %v, requests %+v", op, st, m.log)
+		}
+		e.NSID = 2
+		if st := h.run(false, e).Status; st != 0 || len(through.log) != 1 {
+			t.Errorf("%v without a cache: %v, requests %+v", op, st, through.log)
+		}
+		m.log, m.fail[volume.Flush] = nil, nvme.StatusWriteFault
+		e.NSID = 1
+		if st := h.run(false, e).Status; st != nvme.StatusWriteFault || len(m.log) != 1 {
+			t.Errorf("%v: the flush fails: %v after %d requests", op, st, len(m.log))
+		}
+		delete(m.fail, volume.Flush)
 	}
 }
 
@@ -287,6 +334,9 @@ func TestIOAllocations(t *testing.T) {
 		"write":        rwSQE(nvme.IOWrite, 1, nvme.RW{SLBA: 9, NLB: 7, FUA: true}),
 		"write zeroes": rwSQE(nvme.IOWriteZeroes, 1, nvme.RW{SLBA: 9, NLB: 7}),
 		"flush":        rwSQE(nvme.IOFlush, 1, nvme.RW{}),
+		"read, FUA":    rwSQE(nvme.IORead, 1, nvme.RW{SLBA: 9, FUA: true}),
+		"compare":      rwSQE(nvme.IOCompare, 1, nvme.RW{SLBA: 9, NLB: 7}),
+		"verify":       rwSQE(nvme.IOVerify, 1, nvme.RW{SLBA: 9, NLB: 7}),
 		"flush all":    rwSQE(nvme.IOFlush, nvme.NSIDBroadcast, nvme.RW{}),
 		"deallocate":   {Opcode: uint8(nvme.IODatasetManagement), NSID: 1, CDW11: 4},
 		"error":        rwSQE(nvme.IORead, 1, nvme.RW{SLBA: 1 << 40}),
@@ -301,7 +351,8 @@ func TestIOAllocations(t *testing.T) {
 			allocs = testing.AllocsPerRun(100, func() {
 				b.SQE = e
 				h.w.Execute(&b.Command)
-				if r := q.last; r != nil {
+				for q.last != nil {
+					r := q.last
 					q.last = nil
 					r.Status = nvme.StatusSuccess
 					r.Run()

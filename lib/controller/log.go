@@ -181,7 +181,7 @@ func (c *Controller) changedNamespaces() []byte {
 func (c *Controller) commandEffects() []byte {
 	var l nvme.CommandEffectsLog
 	for i := range adminCommands {
-		if op := &adminCommands[i]; op.execute != nil && (op.offered == nil || op.offered(c)) {
+		if op := &adminCommands[i]; op.has(c) {
 			l.Admin[i] = nvme.EffectSupported | op.effects
 		}
 	}

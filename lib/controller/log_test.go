@@ -193,6 +193,7 @@ func TestEffectsLogs(t *testing.T) {
 	want := map[nvme.IOOpcode]uint32{
 		nvme.IOFlush: ns, nvme.IORead: ns, nvme.IOWrite: ns | nvme.EffectContentChange,
 		nvme.IOWriteZeroes: ns | nvme.EffectContentChange, nvme.IODatasetManagement: ns | nvme.EffectContentChange,
+		nvme.IOCompare: ns, nvme.IOVerify: ns, nvme.IOCopy: ns | nvme.EffectContentChange,
 	}
 	for op, got := range l.IO {
 		if got != want[nvme.IOOpcode(op)] {

@@ -298,29 +298,44 @@ func (c *guestCommand) Data(n uint32, _ Direction) (bool, nvme.Status) {
 
 func (c *guestCommand) Complete() { close(c.done) }
 
-// Memory taken away under a command costs that command, once.
-func TestDataTruncated(t *testing.T) {
-	h := connect(t, newSubsystem(t, newMemory(4096, 512)), nil)
+// guestPages returns pages of guest memory that poller h.p serves, and a
+// function that takes all but the first keep bytes away.
+func (h *host) guestPages(size int) (*guestMemory, func(keep int64)) {
+	t := h.t
+	t.Helper()
 	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	if err := unix.Ftruncate(fd, 4096); err != nil {
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		t.Fatal(err)
 	}
-	data, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	data, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := &guestMemory{fd: fd, data: data}
 	h.do(func() { h.p.Add(g) })
-	defer func() { h.do(func() { h.p.Remove(g) }); _ = unix.Munmap(data) }()
-	if err := unix.Ftruncate(fd, 0); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() {
+		h.do(func() { h.p.Remove(g) })
+		_ = unix.Munmap(data)
+		_ = unix.Close(fd)
+	})
+	return g, func(keep int64) {
+		if err := unix.Ftruncate(fd, keep); err != nil {
+			t.Fatal(err)
+		}
 	}
-	dsm := nvme.SQE{NSID: 1}
+}
+
+// Memory taken away under a command costs that command, once.
+func TestDataTruncated(t *testing.T) {
+	h := connect(t, newSubsystem(t, newMemory(4<<20, 512)), nil)
+	g, truncate := h.guestPages(1 << 20)
+	truncate(0)
+	dsm, cp := nvme.SQE{NSID: 1}, nvme.SQE{NSID: 1}
 	nvme.DatasetManagement{AD: true}.Put(&dsm)
+	nvme.Copy{}.Put(&cp)
 	for i, tt := range []struct {
 		admin bool
 		sqe   nvme.SQE
@@ -329,10 +344,11 @@ func TestDataTruncated(t *testing.T) {
 		{true, sqe(nvme.GetLogPage{LID: nvme.LogSMART, NUMD: 127}, 0)},
 		{true, sqe(nvme.SetFeatures{FID: nvme.FeatTimestamp}, 0)},
 		{false, dsm},
+		{false, cp},
+		{false, rwSQE(nvme.IOCompare, 1, nvme.RW{})},
+		{false, rwSQE(nvme.IOCompare, 1, nvme.RW{NLB: 2047})},
 	} {
-		c := &guestCommand{g: g, done: make(chan struct{})}
-		c.Init(c)
-		c.SQE = tt.sqe
+		c := newGuestCommand(g, tt.sqe)
 		h.do(func() {
 			if tt.admin {
 				h.c.Admin(&c.Command)
@@ -346,8 +362,59 @@ func TestDataTruncated(t *testing.T) {
 				t.Errorf("%s: %v, %d faults, want %d", nvme.FormatSQE(tt.admin, &tt.sqe), c.Status, g.faults, i+1)
 			}
 		})
+		h.idle()
 	}
 	h.admin(nvme.Identify{CNS: nvme.CNSController}, 0) // others go on
+	if st := h.run(false, rwSQE(nvme.IOVerify, 1, nvme.RW{})).Status; st != 0 {
+		t.Errorf("verify: %v", st)
+	}
+}
+
+func newGuestCommand(g *guestMemory, e nvme.SQE) *guestCommand {
+	c := &guestCommand{g: g, done: make(chan struct{})}
+	c.Init(c)
+	c.SQE = e
+	return c
+}
+
+// idle checks that no command of namespace 1 has left anything behind.
+func (h *host) idle() {
+	h.t.Helper()
+	h.do(func() {
+		n := h.w.ns[1]
+		if h.w.scratch.user != nil || len(h.w.scratch.waiting) != 0 || len(h.w.scratch.ranges) != 0 || n.inflight != 0 ||
+			n.ns.fence.raised.Load() || n.writes.first != nil || len(n.writes.held) != 0 || len(h.w.pairs.first) != 0 {
+			h.t.Errorf("something is still held: %+v, %+v", h.w.scratch.user, n)
+		}
+	})
+}
+
+// Memory taken away in the middle of a Compare or a fused pair ends it, gives
+// back what it held, and writes nothing.
+func TestDataTruncatedMidway(t *testing.T) {
+	m := newMemory(4<<20, 512)
+	h := connect(t, newSubsystem(t, m), nil)
+	g, truncate := h.guestPages(1 << 20)
+	truncate(scratchSize) // the first piece is there
+	whole := rwSQE(nvme.IOCompare, 1, nvme.RW{NLB: 2047})
+	c := newGuestCommand(g, whole)
+	h.do(func() { h.w.Execute(&c.Command) })
+	<-c.done
+	if c.Status != nvme.StatusDataTransferError || len(m.log) != 2 {
+		t.Errorf("compare: %v after %d reads", c.Status, len(m.log))
+	}
+	h.idle()
+	m.log = nil
+	first, second := newGuestCommand(g, whole), newGuestCommand(g, rwSQE(nvme.IOWrite, 1, nvme.RW{NLB: 2047}))
+	first.SQE.SetFuse(nvme.FuseFirst)
+	second.SQE.SetFuse(nvme.FuseSecond)
+	h.do(func() { h.w.Execute(&first.Command); h.w.Execute(&second.Command) })
+	<-first.done
+	<-second.done
+	if first.Status != nvme.StatusDataTransferError || second.Status != nvme.StatusAbortedFailedFused || len(m.log) != 2 {
+		t.Errorf("pair: %v, %v after %d requests", first.Status, second.Status, len(m.log))
+	}
+	h.idle()
 }
 
 var _ volume.Queue = (*bareQueue)(nil)

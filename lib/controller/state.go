@@ -13,7 +13,7 @@ import (
 
 const (
 	stateMagic   = 0x6c746e43 // "Cntl"
-	stateVersion = 1
+	stateVersion = 2
 )
 
 // state is what a successor of this runtime needs to go on as the same
@@ -30,6 +30,7 @@ type state struct {
 	Temperature  [2]uint16
 	Uncoalesced  [maxVectors / 64]uint64
 	ACRE, LBAFEE uint8
+	CDFE         uint16
 	StampBase    uint64 // milliseconds
 	StampAt      int64  // milliseconds since 1970, by this machine's clock
 	StampOrigin  uint8
@@ -48,7 +49,7 @@ func (c *Controller) State() (payload []byte, changed bool) {
 	s := state{
 		Magic: stateMagic, Version: stateVersion, CNTLID: c.CNTLID(), QueueMade: c.queueMade,
 		Values: f.values, Temperature: f.temperature, Uncoalesced: f.uncoalesced,
-		ACRE: f.host.ACRE, LBAFEE: f.host.LBAFEE,
+		ACRE: f.host.ACRE, LBAFEE: f.host.LBAFEE, CDFE: f.host.CDFE,
 		StampBase: f.stamp.base, StampAt: f.stamp.at.UnixMilli(), StampOrigin: f.stamp.origin,
 		Masked: ev.masked, Changed: ev.changed, Known: ev.known, TLER: f.tler,
 	}
@@ -97,7 +98,8 @@ func (c *Controller) restoreFeatures(s *state) {
 	f.values[nvme.FeatNumberOfQueues] = uint32(nvme.MakeNumberOfQueues(
 		min(granted.NSQ(), most.NSQ()), min(granted.NCQ(), most.NCQ())))
 	f.temperature, f.uncoalesced, f.tler = s.Temperature, s.Uncoalesced, s.TLER
-	f.host = nvme.HostBehavior{ACRE: s.ACRE & 1, LBAFEE: s.LBAFEE & 1}
+	f.host = nvme.HostBehavior{ACRE: s.ACRE & 1, LBAFEE: s.LBAFEE & 1, CDFE: s.CDFE & copyAcross}
+	c.copyFormats.Store(uint32(f.host.CDFE))
 	f.stamp = timestamp{base: s.StampBase, at: time.UnixMilli(s.StampAt), origin: s.StampOrigin}
 	c.writeThrough.Store(f.values[nvme.FeatVolatileWriteCache]&nvme.WCE == 0)
 	if c.hasKeepAlive() {

@@ -103,7 +103,7 @@ func TestRestore(t *testing.T) {
 	var ts nvme.Timestamp
 	ts.Set(5_000_000, 0)
 	h.admin(nvme.SetFeatures{FID: nvme.FeatTimestamp}, 0, nvme.Bytes(&ts)...)
-	hb := nvme.HostBehavior{ACRE: 1, LBAFEE: 1}
+	hb := nvme.HostBehavior{ACRE: 1, LBAFEE: 1, CDFE: 4}
 	h.admin(nvme.SetFeatures{FID: nvme.FeatHostBehavior}, 0, nvme.Bytes(&hb)...)
 	// One error event reported, a spare event pending, namespace 3 changed.
 	told(t, func() *hostCommand { r := h.park(); h.event(nvme.EventTransientInternalError); return r }(), nvme.EventTransientInternalError)
@@ -137,6 +137,9 @@ func TestRestore(t *testing.T) {
 	}
 	if got := next.admin(nvme.GetFeatures{FID: nvme.FeatHostBehavior}, 0).data(); !bytes.Equal(got, nvme.Bytes(&hb)) {
 		t.Error("host behavior differs")
+	}
+	if got := next.c.copyFormats.Load(); got != 4 {
+		t.Errorf("copy formats %#x", got)
 	}
 	if !next.c.writeThrough.Load() {
 		t.Error("the write cache is enabled")
@@ -221,11 +224,11 @@ func TestRestoreErrors(t *testing.T) {
 		payload []byte
 		want    string
 	}{
-		"nothing": {nil, "controller state of 0 bytes, expected 6638"},
-		"short":   {good[:len(good)-1], "controller state of 6637 bytes, expected 6638"},
-		"long":    {append(bytes.Clone(good), 0), "controller state of 6639 bytes, expected 6638"},
+		"nothing": {nil, "controller state of 0 bytes, expected 6640"},
+		"short":   {good[:len(good)-1], "controller state of 6639 bytes, expected 6640"},
+		"long":    {append(bytes.Clone(good), 0), "controller state of 6641 bytes, expected 6640"},
 		"magic":   {magic, "controller state begins with 0x6c746e44, expected 0x6c746e43"},
-		"version": {version, "controller state has version 2, this program understands 1"},
+		"version": {version, "controller state has version 3, this program understands 2"},
 	} {
 		if err := h.restore(tt.payload); err == nil || err.Error() != tt.want {
 			t.Errorf("%s: error %v, want %s", name, err, tt.want)

@@ -18,13 +18,18 @@ import (
 // MaxNamespaces is the largest namespace identifier (Identify Controller NN).
 const MaxNamespaces = 1024
 
-// Namespace is a volume shown in a subsystem: plain data, never changed.
+// Namespace is a volume shown in a subsystem. Its fields are never changed.
 type Namespace struct {
 	NSID   uint32 // 1 to MaxNamespaces
 	Volume volume.Volume
 	Name   string   // the volume's name, for statistics and messages
 	UUID   [16]byte // of the volume: NGUID and UUID descriptors come from it
 	Shared bool     // may be attached to several controllers (NMIC)
+	// ReadOnly: hosts cannot change it, whatever the volume could do.
+	ReadOnly bool
+
+	fence      fence
+	formatting formatting
 }
 
 // Subsystem is an NVM subsystem. Its methods may be called from any goroutine.

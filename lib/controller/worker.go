@@ -15,12 +15,14 @@ import (
 // Worker is a controller's part on one poller: it executes the I/O commands of
 // the queues served there. All methods are called on that poller.
 type Worker struct {
-	c      *Controller
-	p      *poller.Poller
-	ns     []*nsQueue // by NSID; nil where there is none
-	open   int        // queues that are not closed, those about to go included
-	closed bool
-	counts Counts
+	c       *Controller
+	p       *poller.Poller
+	ns      []*nsQueue // by NSID; nil where there is none
+	open    int        // queues that are not closed, those about to go included
+	closed  bool
+	counts  Counts
+	scratch scratch
+	pairs   pairs
 }
 
 // Counts are what a worker has done; they only grow.
@@ -45,7 +47,9 @@ type nsQueue struct {
 	info     *volume.Info
 	shift    uint // block size, base-two logarithm
 	blocks   uint64
+	readOnly bool
 	queue    volume.Queue
+	writes   writes
 	inflight int
 	gone     bool   // no new commands; closed when inflight is 0
 	drained  func() // told when closed
@@ -68,6 +72,7 @@ func (n *nsQueue) retire() {
 }
 
 func (n *nsQueue) close() {
+	n.ns.fence.leave(n)
 	n.queue.Close()
 	if n.w.ns[n.ns.NSID] == n {
 		n.w.ns[n.ns.NSID] = nil
@@ -83,6 +88,7 @@ func (n *nsQueue) close() {
 // of that poller. It is called on p.
 func (c *Controller) Worker(p *poller.Poller) (*Worker, error) {
 	w := &Worker{c: c, p: p}
+	w.scratch.w, w.pairs.w = w, w
 	c.mu.Lock()
 	c.workers = append(c.workers, w)
 	all := c.sub.Namespaces()
@@ -115,6 +121,7 @@ func (w *Worker) Close() {
 // the subsystem concern it.
 func (w *Worker) leave() {
 	if w.closed && w.open == 0 {
+		w.scratch.unmap()
 		w.c.leave(w)
 	}
 }
@@ -130,10 +137,13 @@ func (w *Worker) show(ns *Namespace) error {
 	}
 	info := ns.Volume.Info()
 	w.open++
-	w.ns[ns.NSID] = &nsQueue{
+	n := &nsQueue{
 		w: w, ns: ns, info: info, queue: q,
-		shift: uint(bits.TrailingZeros32(info.Block)), blocks: info.Size / uint64(info.Block),
+		readOnly: info.ReadOnly || ns.ReadOnly,
+		shift:    uint(bits.TrailingZeros32(info.Block)), blocks: info.Size / uint64(info.Block),
 	}
+	ns.fence.enter(n)
+	w.ns[ns.NSID] = n
 	return nil
 }
 
@@ -158,34 +168,59 @@ func (w *Worker) refresh(nsid uint32, done func()) {
 }
 
 // Execute runs an I/O command. The command's Carrier is told the end, possibly
-// before Execute returns.
+// before Execute returns. A transport gives it both halves of a fused pair in
+// one turn of the poller: a first half that is then alone is ended, with
+// Aborted due to Missing Fused Command.
 func (w *Worker) Execute(c *Command) {
 	c.begin()
 	c.worker = w
 	op := &ioCommands[c.SQE.Opcode]
 	switch {
+	case (c.SQE.Fuse() != nvme.FuseNone || len(w.pairs.first) > 0) && w.pairs.take(c):
+		// half of a pair
 	case op.execute == nil:
 		c.finish(dnr(nvme.StatusInvalidOpcode))
-	case c.SQE.Fuse() != nvme.FuseNone:
-		// Half of a fused pair must not be executed alone.
+	case !knownPSDT(&c.SQE):
 		c.finish(dnr(nvme.StatusInvalidField))
 	case c.SQE.NSID == nvme.NSIDBroadcast && op.broadcast:
 		op.execute(w, c)
-	case !w.use(c, c.SQE.NSID):
-		c.finish(w.missing(c.SQE.NSID))
 	default:
+		if st := w.use(c, c.SQE.NSID); st != nvme.StatusSuccess {
+			c.finish(st)
+			return
+		}
+		if op.changes && c.ns.readOnly {
+			c.finish(dnr(nvme.StatusNamespaceWriteProtected))
+			return
+		}
 		op.execute(w, c)
 	}
 }
 
-// use has the command run on namespace nsid, if the worker reaches that.
-func (w *Worker) use(c *Command, nsid uint32) bool {
+// knownPSDT reports whether a command says how its data is described; which
+// ways a transport understands it says itself.
+func knownPSDT(e *nvme.SQE) bool { return e.PSDT() <= nvme.PSDTSGLMPTRSGL }
+
+// reach returns namespace nsid as the worker reaches it, or nil and why not.
+func (w *Worker) reach(nsid uint32) (*nsQueue, nvme.Status) {
 	if nsid >= uint32(len(w.ns)) || w.ns[nsid] == nil || w.ns[nsid].gone {
-		return false
+		return nil, w.missing(nsid)
 	}
-	c.ns = w.ns[nsid]
-	c.ns.inflight++
-	return true
+	if w.ns[nsid].ns.formatting.Load() != 0 {
+		return nil, nvme.StatusFormatInProgress
+	}
+	return w.ns[nsid], nvme.StatusSuccess
+}
+
+// use has the command run on namespace nsid, if the worker reaches that.
+func (w *Worker) use(c *Command, nsid uint32) nvme.Status {
+	n, st := w.reach(nsid)
+	if st != nvme.StatusSuccess {
+		return st
+	}
+	c.ns = n
+	n.inflight++
+	return nvme.StatusSuccess
 }
 
 // missing returns the status for a namespace this worker cannot reach.

@@ -105,6 +105,9 @@ const (
 // NSATTRWriteProtected is the bit of NSATTR for a write protected namespace.
 const NSATTRWriteProtected uint8 = 1 << 0
 
+// FPISupported is the bit of FPI for a namespace that tells how much of a format remains.
+const FPISupported uint8 = 1 << 7
+
 // FormatIndex returns the index into LBAF of the format in use, 0 to 63.
 func (n *IdentifyNamespace) FormatIndex() uint8 {
 	if n.NLBAF < 16 {

@@ -191,7 +191,9 @@ func (q *SQ) Outstanding() int { return int(q.page.Entries) - len(q.free) }
 
 // Fetch copies new commands into free slots (steps F1 and F2) and appends the
 // slots' numbers to slots, up to its capacity. Commands without a free slot
-// stay in the ring. Errors: ErrDoorbell; dma.ErrFault when the ring is not
+// stay in the ring, and so does the first half of a fused pair whose second half
+// is there but does not fit: a pair is fetched as a whole (room for two is
+// needed). Errors: ErrDoorbell; dma.ErrFault when the ring is not
 // mapped now; the relay's errors. Nothing is fetched on error.
 func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 	tail := q.db.load()
@@ -206,7 +208,8 @@ func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 	if tail < q.next {
 		n += entries
 	}
-	n = min(n, uint32(len(q.free)), uint32(cap(slots)-len(slots)))
+	pending, room := n, cap(slots)-len(slots)
+	n = min(n, uint32(len(q.free)), uint32(room))
 	next, first := q.next, len(slots)
 	for i := range n {
 		slot := q.free[len(q.free)-1-int(i)]
@@ -226,6 +229,14 @@ func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 		slots = append(slots, slot)
 		if next++; next == entries {
 			next = 0
+		}
+	}
+	if n > 0 && n < pending && room > 1 {
+		if s := &q.page.Slots[slots[len(slots)-1]]; s.SQE.Fuse() == nvme.FuseFirst {
+			atomic.StoreUint32(&s.State, uint32(SlotFree))
+			slots = slots[:len(slots)-1]
+			n--
+			next = (next + entries - 1) % entries
 		}
 	}
 	q.free = q.free[:len(q.free)-int(n)]

@@ -36,7 +36,8 @@ type command struct {
 	bounce []byte
 	ranges []dma.Range
 
-	abandoned bool // not executed and not published: left to a successor
+	abandoned bool   // not executed and not published: left to a successor
+	abort     *abort // an Abort command waits for the end
 }
 
 // Data implements controller.Carrier: it translates the command's PRPs.
@@ -160,8 +161,12 @@ func (c *command) Complete() {
 		}
 		c.sq.Complete(c.slot, c.DW0, c.DW1, c.Status)
 	}
+	if c.abort != nil {
+		c.abort.ended(c)
+	}
 	c.abandoned = false
 	q := c.sq
+	c.sq = nil
 	l.free = append(l.free, c)
 	l.running--
 	q.executing--

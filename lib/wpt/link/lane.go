@@ -52,6 +52,7 @@ type lane struct {
 	cqs     []*completions
 	running int // commands in execution, parked and pending ones included
 	parked  []*command
+	all     []*command // every record there is; those with a queue are in execution
 	free    []*command
 	lists   [][]dma.Segment // long segment lists to lend
 	slots   []uint16        // scratch of fetch
@@ -159,7 +160,7 @@ func (l *lane) find(id uint16) *completions {
 // execute runs the command in a slot.
 func (l *lane) execute(q *queue, slot uint16) {
 	c := l.take()
-	c.sq, c.slot, c.SQE = q, slot, q.Slot(slot).SQE
+	c.sq, c.slot, c.SQE, c.SQID = q, slot, q.Slot(slot).SQE, q.ID
 	l.running++
 	q.executing++
 	if q.ID == 0 {
@@ -337,6 +338,7 @@ func (l *lane) take() *command {
 	}
 	c := &command{lane: l}
 	c.Init(c)
+	l.all = append(l.all, c)
 	return c
 }
 
@@ -379,6 +381,14 @@ func (l *lane) quit(publish bool) {
 	for _, c := range parked {
 		c.abandoned = true
 		c.Ready(nvme.StatusCommandInterrupted)
+	}
+	if publish {
+		return
+	}
+	for _, c := range l.all {
+		if c.sq != nil && c.sq.ID == 0 {
+			c.Cancel() // a reset does not wait for a Format
+		}
 	}
 }
 

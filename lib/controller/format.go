@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package controller
+
+import (
+	"sync/atomic"
+
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/volume"
+)
+
+// formatStep is the most bytes that Format NVM erases with one request: it
+// shares the poller with others.
+const formatStep = maxWriteZeroes
+
+// formatting is how much of a namespace Format NVM has yet to erase, in percent
+// and at least 1; 0 while it is not being formatted.
+type formatting struct{ atomic.Uint32 }
+
+// progress returns the Format Progress Indicator (FPI).
+func (f *formatting) progress() uint8 { return nvme.FPISupported | uint8(f.Load()) }
+
+// formatNVM erases a namespace (NVMe Base 5.14). Its LBA format is the only one
+// it has. Whether the host wants a secure erase or not, all that it wrote is
+// gone when the command succeeds, and reads as zero. Until then other commands
+// end with Format in Progress; if it fails or is cancelled, part of the data
+// has been erased and the namespace works as before.
+func (c *Controller) formatNVM(cmd *Command) {
+	f := cmd.SQE.FormatNVM()
+	w := c.here()
+	if w == nil {
+		cmd.finish(nvme.StatusNamespaceNotReady) // about to end
+		return
+	}
+	if cmd.SQE.NSID == nvme.NSIDBroadcast || f.SES > nvme.SESUserData {
+		cmd.invalid() // FNA: one namespace at a time, no cryptographic erase
+		return
+	}
+	if f.LBAF != 0 || f.MSET || f.PI != 0 || f.PIL {
+		cmd.finish(dnr(nvme.StatusInvalidFormat))
+		return
+	}
+	cmd.worker = w
+	if st := w.use(cmd, cmd.SQE.NSID); st != nvme.StatusSuccess {
+		cmd.finish(st)
+		return
+	}
+	if cmd.ns.readOnly {
+		cmd.finish(dnr(nvme.StatusNamespaceWriteProtected))
+		return
+	}
+	if !cmd.ns.ns.formatting.CompareAndSwap(0, 100) {
+		cmd.finish(nvme.StatusFormatInProgress) // by another controller
+		return
+	}
+	cmd.then = (*Command).erased
+	cmd.eraseStep()
+}
+
+// here returns the worker on the admin poller, or nil.
+func (c *Controller) here() *Worker {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.workers {
+		if w.p == c.p {
+			return w
+		}
+	}
+	return nil
+}
+
+// eraseStep erases what follows step, or makes it last if nothing does.
+func (c *Command) eraseStep() {
+	size := c.ns.info.Size
+	left := size - c.step
+	c.ns.ns.formatting.Store(max(1, uint32(left/max(1, size/100))))
+	if left == 0 {
+		c.submitTo(c.ns, volume.Flush, 0, 0, 0, nil)
+		return
+	}
+	c.submitTo(c.ns, volume.WriteZeroes, volume.Deallocate, c.step, min(left, formatStep), nil)
+}
+
+// erased follows a step.
+func (c *Command) erased(st nvme.Status) {
+	done := c.req.Op == volume.Flush
+	switch {
+	case st != nvme.StatusSuccess:
+	case c.cancelled && !done:
+		st = nvme.StatusAbortRequested
+	case c.ns.gone && !done:
+		st = c.worker.missing(c.SQE.NSID) // who removed it waits
+	case !done:
+		c.step += c.req.Length
+		c.eraseStep()
+		return
+	}
+	c.ns.ns.formatting.Store(0)
+	c.finish(st)
+}
