@@ -30,14 +30,14 @@ arm64: ## build the commands for arm64 into bin/arm64/
 	@mkdir -p bin/arm64
 	GOARCH=arm64 $(BUILD) -o bin/arm64/ ./cmd/...
 
-demo: all ## a VM with a drive, a host and a restart without loss, step by step
+demo: all ## a VM with a drive, and a restart under it without loss, step by step
 	PATH="$(CURDIR)/bin:$$PATH" docs/demo.sh
 
 test: lint unit race scripts guest ## all that is pass or fail, in this order: lint unit race scripts guest
 
 lint: ## formatting, vet, staticcheck, manual pages
 	@echo '==> lint: gofmt'
-	@files=$$(gofmt -l cmd lib) && if [ -n "$$files" ]; then echo "not formatted:"; echo "$$files"; exit 1; fi
+	@files=$$(gofmt -l cmd lib test) && if [ -n "$$files" ]; then echo "not formatted:"; echo "$$files"; exit 1; fi
 	@echo '==> lint: go vet, for amd64 and arm64, without and with the guest tests'
 	GOARCH=amd64 go vet ./...
 	GOARCH=amd64 go vet -tags guest ./...
@@ -62,11 +62,11 @@ scripts: ## the command scripts, from scratch
 
 guest: ## real guests in QEMU; RUN=REGEXP selects
 	@echo '==> guest: real guests in QEMU, the default set'
-	go test -tags guest -count=1 -timeout 60m -v -run '$(RUN)' ./lib/guest/...
+	go test -tags guest -count=1 -p 1 -timeout 60m -v -run '$(RUN)' ./lib/guest/... ./test/guest/...
 
-guest-all: ## all guests: more kernels, firmware and kill tests
+guest-all: ## and every combination of doorbells, memory, blocks, kernels, processors
 	@echo '==> guest-all: real guests in QEMU, all of them'
-	LEAP_GUEST_ALL=1 go test -tags guest -count=1 -timeout 180m -v -run '$(RUN)' ./lib/guest/...
+	LEAP_GUEST_ALL=1 go test -tags guest -count=1 -p 1 -timeout 180m -v -run '$(RUN)' ./lib/guest/... ./test/guest/...
 
 fuzz: ## every fuzz target for FUZZTIME
 	@echo '==> fuzz: every target for $(FUZZTIME)'

@@ -31,6 +31,8 @@ stop() {
 finish() {
 	local status=$?
 	trap - EXIT
+	# leap-wpt refuses to end while a machine is there.
+	leap-soc wait port vm1 waiting --timeout 10s >/dev/null 2>&1 || true
 	stop soc || status=1
 	stop wpt || status=1
 	if [ "$status" != 0 ]; then
@@ -41,7 +43,7 @@ finish() {
 	exit "$status"
 }
 
-work=$(mktemp -d /tmp/leap-demo-XXXXXX)
+work=$(mktemp -d -t leap-demo-XXXXXX)
 export LEAP_RUN_DIR=$work/run LEAP_STATE_DIR=$work/state
 image=$LEAP_STATE_DIR/volumes/d1.img
 memory=512M
@@ -117,6 +119,7 @@ echo "\$ qemu-system-x86_64 -m $memory \$(leap-wpt port qemu vm1 --mem $memory) 
 	done
 
 say 'the machine is off: stop the daemons and look at its drive from outside'
+run leap-soc wait port vm1 waiting --timeout 20s
 stop soc
 stop wpt
 echo '$ fsck.ext4 -f -n d1.img'

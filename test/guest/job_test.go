@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+//go:build guest
+
+package guest_test
+
+// functions come before every job. What they find wrong ends the job: it runs
+// under sh -eu.
+const functions = `
+# drives N: waits until there are N namespaces; the kernel looks for them in the
+# background.
+drives() {
+	tries=0
+	until [ "$(ls /dev | grep -cE '^nvme[0-9]+n[0-9]+$')" -ge "$1" ]; do
+		tries=$((tries + 1))
+		if [ $tries -gt 600 ]; then
+			echo "there are no $1 drives after a minute"
+			dmesg | tail -n 30
+			return 1
+		fi
+		sleep 0.1
+	done
+}
+
+# drive NQN NSID: prints the device of a namespace. The kernel numbers devices in
+# the order in which it happens to find them.
+drive() {
+	for device in /sys/block/nvme*; do
+		if [ "$(cat $device/device/subsysnqn) $(cat $device/nsid)" = "$1 $2" ]; then
+			echo /dev/${device##*/}
+			return
+		fi
+	done
+	echo "no namespace $2 of $1" >&2
+	return 1
+}
+
+# want EXPECTED COMMAND...: fails unless the command prints what is expected.
+want() {
+	expected=$1
+	shift
+	got=$("$@")
+	if [ "$got" != "$expected" ]; then
+		echo "$*: got $got, want $expected"
+		return 1
+	fi
+}
+
+# pattern LINE: makes /tmp/pattern, 1 MiB of that line, padded to 32 bytes.
+pattern() {
+	yes "$(printf '%-31s' "$1")" | head -c 1048576 >/tmp/pattern
+}
+
+# mebibytes DEVICE: prints the numbers of those a drive has, from 0.
+mebibytes() {
+	seq 0 $(($(blockdev --getsize64 $1) / 1048576 - 1))
+}
+
+# fill DEVICE LINE: writes repetitions of a line all over a drive, past the page
+# cache.
+fill() {
+	pattern "$2"
+	for i in $(mebibytes $1); do
+		dd if=/tmp/pattern of=$1 bs=1M seek=$i oflag=direct 2>/tmp/dd || { cat /tmp/dd; return 1; }
+	done
+}
+
+# filled DEVICE LINE: looks whether a drive has them.
+filled() {
+	pattern "$2"
+	for i in $(mebibytes $1); do
+		dd if=$1 of=/tmp/read bs=1M skip=$i count=1 iflag=direct 2>/tmp/dd || { cat /tmp/dd; return 1; }
+		cmp /tmp/read /tmp/pattern
+	done
+}
+
+# storm FILE SIZE BLOCK: reads and writes of BLOCK to 64k at random places, 16 at
+# a time. Every block written is read again and held against its checksum.
+storm() {
+	fio --name=storm --filename=$1 --size=$2 --rw=randrw --bsrange=$3-64k --ioengine=libaio --iodepth=16 --direct=1 \
+		--verify=crc32c --verify_fatal=1 --verify_backlog=64 --eta=never --output=/tmp/fio || { cat /tmp/fio; return 1; }
+	if ! grep -q 'err= 0' /tmp/fio; then cat /tmp/fio; return 1; fi
+}
+
+# healthy: fails if the kernel had anything to complain about. What it says of its
+# clocks on a busy host does not count.
+healthy() {
+	if dmesg | grep -iE 'nvme.*(time.?out|reset|abort|fail|error|invalid|missing|remov|disabl|duplicate)|I/O error|EXT4-fs (error|warning)' ||
+		dmesg | grep -E '\] (BUG|Oops|WARNING|INFO: task)'; then
+		echo 'the kernel complained'
+		return 1
+	fi
+}
+`
