@@ -284,15 +284,25 @@ func (p *Poller) turn() int {
 	n += p.runDeferred()
 	if p.ring != nil {
 		if p.ring.Queued() > 0 {
-			// ErrFull and the like: entries stay queued for the next turn.
-			_, _ = p.ring.Submit()
+			_, err := p.ring.Submit()
+			p.check(err)
 		}
 		if p.ring.InFlight() > 0 {
-			m, _ := p.ring.Reap(maxInFlight) // an error here is seen again by the next Submit
+			m, err := p.ring.Reap(maxInFlight)
+			p.check(err)
 			n += m + p.runDeferred()
 		}
 	}
 	return n
+}
+
+// check ends the process if the ring is broken: what is in flight on it would
+// never be told its end, and a restart loses nothing. ErrFull only means that
+// entries stay queued for the next turn.
+func (p *Poller) check(err error) {
+	if err != nil && !errors.Is(err, uring.ErrFull) {
+		panic(fmt.Sprintf("poller %s: io_uring is broken: %v", p.cfg.Name, err))
+	}
 }
 
 // spin reports whether to look again at once rather than to sleep.
