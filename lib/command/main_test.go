@@ -5,6 +5,9 @@ package command_test
 
 import (
 	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -29,6 +32,10 @@ func TestMain(m *testing.M) {
 	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
 	programs := map[string]func(){
 		"leapio": func() { os.Exit(leapio.Main(os.Args)) },
+	}
+	if programs[filepath.Base(os.Args[0])] == nil && trees[filepath.Base(os.Args[0])] == nil && signal.Ignored(syscall.SIGHUP) {
+		// Under nohup: the commands are to know HUP all the same.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	for name, tree := range trees {
 		programs[name] = func() { os.Exit(cli.Main(tree(), os.Args)) }
