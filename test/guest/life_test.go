@@ -82,13 +82,23 @@ healthy
 // The runtime starts after the guest and goes and comes under it, while fio checks
 // all that it reads. The guest sees pauses, nothing else.
 func TestRuntimeRestarts(t *testing.T) {
-	for name, end := range map[string]func(*daemon){"stopped": (*daemon).stop, "killed": (*daemon).kill} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			r.leap("leap-soc volume create d1 file size=64M")
-			r.leap("leap-qmap map vm1 d1")
-			r.soc.stop()
-			vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Job: `
+	ends := map[string]func(*daemon){"stopped": (*daemon).stop, "killed": (*daemon).kill}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) { testRestarts(t, shared, end) })
+		if all {
+			t.Run(name+",shareoff", func(t *testing.T) { testRestarts(t, shareOff, end) })
+		}
+	}
+}
+
+// testRestarts restarts the runtime of a machine whose memory is shared or not;
+// end ends it.
+func testRestarts(t *testing.T, memory sharing, end func(*daemon)) {
+	r := newRig(t)
+	r.leap("leap-soc volume create d1 file size=64M")
+	r.leap("leap-qmap map vm1 d1")
+	r.soc.stop()
+	vm := r.start(machine{ports: []string{"vm1"}, sharing: memory, Config: guest.Config{Job: `
 drives 1
 (await stop && touch /stop) &
 notify up
@@ -100,26 +110,24 @@ done
 notify runs $runs
 healthy
 `}})
-			// Firmware enables the controller and waits for it.
-			r.waitPort("vm1", api.PortFrozen)
-			time.Sleep(2 * time.Second)
-			if got := r.port("vm1").State; got != api.PortFrozen {
-				t.Errorf("port without a runtime: got %s, want %s", got, api.PortFrozen)
-			}
-			r.soc.start()
-			r.line(vm, "^up$")
-			for range 6 {
-				time.Sleep(1500 * time.Millisecond)
-				end(r.soc)
-				r.soc.start()
-			}
-			time.Sleep(time.Second)
-			if got := r.port("vm1").ClientPID; got != vm.Pid() {
-				t.Errorf("client of the port: got process %d, want QEMU's: %d", got, vm.Pid())
-			}
-			r.send(vm, "stop")
-			r.line(vm, `^runs [1-9]\d*$`)
-			r.wait(vm, 1)
-		})
+	// Firmware enables the controller and waits for it.
+	r.waitPort("vm1", api.PortFrozen)
+	time.Sleep(2 * time.Second)
+	if got := r.port("vm1").State; got != api.PortFrozen {
+		t.Errorf("port without a runtime: got %s, want %s", got, api.PortFrozen)
 	}
+	r.soc.start()
+	r.line(vm, "^up$")
+	for range 6 {
+		time.Sleep(1500 * time.Millisecond)
+		end(r.soc)
+		r.soc.start()
+	}
+	time.Sleep(time.Second)
+	if got := r.port("vm1").ClientPID; got != vm.Pid() {
+		t.Errorf("client of the port: got process %d, want QEMU's: %d", got, vm.Pid())
+	}
+	r.send(vm, "stop")
+	r.line(vm, `^runs [1-9]\d*$`)
+	r.wait(vm, 1)
 }

@@ -33,6 +33,9 @@ import (
 // bin is the folder of the commands under test.
 var bin string
 
+// all asks for every combination: LEAP_GUEST_ALL=1.
+var all = os.Getenv("LEAP_GUEST_ALL") != ""
+
 func TestMain(m *testing.M) {
 	status, err := buildAndRun(m)
 	if err != nil {

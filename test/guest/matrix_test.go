@@ -28,11 +28,11 @@ func (w wiring) String() string {
 	return fmt.Sprintf("%s,%s,%d,%s,%dcpu", w.doorbells, w.sharing, w.block, w.kernel, w.cpus)
 }
 
-// wirings are all combinations with LEAP_GUEST_ALL=1, else some that have each
+// wirings are all combinations if they are asked for, else some that have each
 // value of each but the kernel. Linux rings shadow doorbells wherever memory is
 // shared, and those of the page where it is not.
 func wirings() []wiring {
-	if os.Getenv("LEAP_GUEST_ALL") == "" {
+	if !all {
 		return []wiring{
 			{api.DoorbellsTrap, shared, 512, guest.KernelCloud, 2},
 			{api.DoorbellsMap, shared, 4096, guest.KernelCloud, 1},
@@ -40,19 +40,19 @@ func wirings() []wiring {
 			{api.DoorbellsMap, noFile, 512, guest.KernelCloud, 2},
 		}
 	}
-	var all []wiring
+	var product []wiring
 	for _, doorbells := range []string{api.DoorbellsTrap, api.DoorbellsMap} {
 		for _, sharing := range []sharing{shared, shareOff, noFile} {
 			for _, block := range []int{512, 4096} {
 				for _, kernel := range []guest.Kernel{guest.KernelCloud, guest.KernelBackports} {
 					for _, cpus := range []int{1, 2} {
-						all = append(all, wiring{doorbells, sharing, block, kernel, cpus})
+						product = append(product, wiring{doorbells, sharing, block, kernel, cpus})
 					}
 				}
 			}
 		}
 	}
-	return all
+	return product
 }
 
 // hint begins what leap-soc says of memory that is not shared.
