@@ -99,7 +99,8 @@ type SubsystemSpec struct {
 	// up: all of it is made or nothing.
 	Implicit bool         `json:"implicit"`
 	Volumes  List[string] `json:"volumes"`
-	Shared   bool         `json:"shared"` // of the namespaces, as NamespaceSpec.Shared
+	Shared   bool         `json:"shared"`    // of the namespaces, as NamespaceSpec.Shared
+	ReadOnly bool         `json:"read_only"` // of the namespaces, as NamespaceSpec.ReadOnly
 }
 
 // Check tells whether the words of the request are well-formed.
@@ -132,10 +133,11 @@ type Subsystem struct {
 // NamespaceSpec asks for a volume to be shown in a subsystem, which the path of
 // the request names.
 type NamespaceSpec struct {
-	Volume  string `json:"volume"`
-	NSID    uint32 `json:"nsid"`     // 1 to 2^32-2; 0: the lowest that is free
-	Shared  bool   `json:"shared"`   // the volume may be in use elsewhere, too
-	ExistOK bool   `json:"exist_ok"` // an equal namespace that exists is no error
+	Volume   string `json:"volume"`
+	NSID     uint32 `json:"nsid"`      // 1 to 2^32-2; 0: the lowest that is free
+	Shared   bool   `json:"shared"`    // the volume may be in use elsewhere, too
+	ReadOnly bool   `json:"read_only"` // hosts cannot write; it is a use of the volume all the same
+	ExistOK  bool   `json:"exist_ok"`  // an equal namespace that exists is no error
 }
 
 // Check tells whether the words of the request are well-formed.
@@ -156,6 +158,7 @@ type Namespace struct {
 	Size      units.Size `json:"size"`  // bytes
 	Block     units.Size `json:"block"` // bytes in a logical block
 	Shared    bool       `json:"shared"`
+	ReadOnly  bool       `json:"read_only"`
 }
 
 // HostSpec lets a host use the subsystem that the path of the request names.

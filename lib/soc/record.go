@@ -4,6 +4,8 @@
 package soc
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,8 +17,8 @@ import (
 	"github.com/leapio/leapio/lib/volume"
 )
 
-// stateVersion is the version of record.
-const stateVersion = 1
+// stateVersion is the version of record. Version 1 had no write protection.
+const stateVersion = 2
 
 // record is the content of STATE/NAME.json: what exists, in the order it is
 // made again.
@@ -38,15 +40,26 @@ type subsystemRecord struct {
 
 // namespaceRecord is a namespace as it is kept.
 type namespaceRecord struct {
-	NSID   uint32 `json:"nsid"`
-	Volume string `json:"volume"`
-	Shared bool   `json:"shared"`
+	NSID     uint32 `json:"nsid"`
+	Volume   string `json:"volume"`
+	Shared   bool   `json:"shared"`
+	ReadOnly bool   `json:"read_only"`
+}
+
+// migrate makes a record of the state of version 1, which has all of its keys
+// but read_only: nothing was.
+func migrate(_ int, old json.RawMessage) (record, error) {
+	var rec record
+	d := json.NewDecoder(bytes.NewReader(old))
+	d.DisallowUnknownFields()
+	err := d.Decode(&rec)
+	return rec, err
 }
 
 // openRecords opens the state file and the folders of facts.
 func (r *Runtime) openRecords() error {
 	paths := r.cfg.Paths
-	r.state = api.NewStateFile[record](paths.StateFile(r.cfg.Name), stateVersion, nil)
+	r.state = api.NewStateFile[record](paths.StateFile(r.cfg.Name), stateVersion, migrate)
 	var err error
 	if r.volumeFacts, err = api.OpenFacts(paths.Facts(api.KindVolume), r.cfg.Name); err != nil {
 		return err

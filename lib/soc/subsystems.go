@@ -89,7 +89,7 @@ func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
 		return errorf("volume", ns.Volume, err)
 	}
 	return s.model.Add(&controller.Namespace{
-		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared,
+		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared, ReadOnly: ns.ReadOnly,
 	})
 }
 
@@ -137,7 +137,7 @@ func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
 		return api.Subsystem{}, err
 	}
 	for i, name := range in.Volumes {
-		ns := namespaceRecord{NSID: uint32(i) + 1, Volume: name, Shared: in.Shared}
+		ns := namespaceRecord{NSID: uint32(i) + 1, Volume: name, Shared: in.Shared, ReadOnly: in.ReadOnly}
 		if err := r.mayUse(s, ns); err != nil {
 			return api.Subsystem{}, err
 		}
@@ -167,7 +167,7 @@ func sameSubsystem(s *subsystem, in api.SubsystemSpec) bool {
 		return same && !in.Implicit
 	}
 	return same && slices.EqualFunc(s.rec.Namespaces, in.Volumes, func(ns namespaceRecord, v string) bool {
-		return ns.Volume == v && ns.Shared == in.Shared
+		return ns.Volume == v && ns.Shared == in.Shared && ns.ReadOnly == in.ReadOnly
 	})
 }
 
@@ -272,13 +272,13 @@ func (r *Runtime) addNamespace(name string, in api.NamespaceSpec) (api.Namespace
 	for _, ns := range s.rec.Namespaces {
 		same := ns.Volume == in.Volume && (in.NSID == 0 || ns.NSID == in.NSID)
 		switch {
-		case same && in.ExistOK && ns.Shared == in.Shared:
+		case same && in.ExistOK && ns.Shared == in.Shared && ns.ReadOnly == in.ReadOnly:
 			return r.describeNamespace(s, ns), nil
 		case in.NSID != 0 && ns.NSID == in.NSID:
 			return api.Namespace{}, fault.Errorf(fault.Exists, "", "", "namespace %s/%d shows volume %s already", s.rec.Name, ns.NSID, ns.Volume)
 		}
 	}
-	ns := namespaceRecord{NSID: in.NSID, Volume: in.Volume, Shared: in.Shared}
+	ns := namespaceRecord{NSID: in.NSID, Volume: in.Volume, Shared: in.Shared, ReadOnly: in.ReadOnly}
 	if ns.NSID == 0 {
 		ns.NSID = lowestFree(s.rec.Namespaces)
 	}
@@ -402,7 +402,7 @@ func (r *Runtime) describeSubsystem(s *subsystem) api.Subsystem {
 
 // describeNamespace is what the API says of a namespace. r.mu is held.
 func (r *Runtime) describeNamespace(s *subsystem, ns namespaceRecord) api.Namespace {
-	out := api.Namespace{Subsystem: s.rec.Name, NSID: ns.NSID, Volume: ns.Volume, Shared: ns.Shared}
+	out := api.Namespace{Subsystem: s.rec.Name, NSID: ns.NSID, Volume: ns.Volume, Shared: ns.Shared, ReadOnly: ns.ReadOnly}
 	if v := r.volumes[ns.Volume]; v != nil {
 		out.UUID = v.spec.UUID
 		if v.volume != nil {

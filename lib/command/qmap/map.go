@@ -25,7 +25,25 @@ type Request struct {
 	Poll      string   // api.PollAdaptive, ...; default: as the runtime
 	Doorbells string   // api.DoorbellsTrap, ...; default: as the port has it
 	Shared    bool     // the volumes may be in use elsewhere, too
+	ReadOnly  bool     // the guest cannot write to the volumes
 }
+
+// volumeFlag is an option given that is for volumes only; empty: none.
+func (r *Request) volumeFlag() string {
+	switch {
+	case r.Shared:
+		return sharedFlag
+	case r.ReadOnly:
+		return readOnlyFlag
+	}
+	return ""
+}
+
+// The options for volumes only, as they are given.
+const (
+	sharedFlag   = "--shared"
+	readOnlyFlag = "--read-only"
+)
 
 // check tells whether the words of the request are well-formed.
 func (r *Request) check() error {
@@ -39,8 +57,11 @@ func (r *Request) check() error {
 		if slices.Contains(r.Targets[:i], target) {
 			return fault.Errorf(fault.Usage, "", "", "target %s is given twice", target)
 		}
-		if api.IsNQN(target) && (len(r.Targets) > 1 || r.Shared) {
-			return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: it is the only target, and --shared is for volumes", target)
+		if api.IsNQN(target) && len(r.Targets) > 1 {
+			return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: it is the only target", target)
+		}
+		if flag := r.volumeFlag(); api.IsNQN(target) && flag != "" {
+			return notForSubsystem(flag, target)
 		}
 	}
 	r.Runtime = cmp.Or(r.Runtime, api.DefaultRuntime)
@@ -137,11 +158,14 @@ func (m *mapper) compare(ctx context.Context, port *api.Port) error {
 	if own(m.Port, sub) {
 		for _, ns := range sub.Namespaces {
 			if ns.Shared != m.Shared {
-				return other("it shows %s already, %s", strings.Join(m.Targets, " "), sharing(ns.Shared))
+				return other("it shows %s already, %s", strings.Join(m.Targets, " "), given(sharedFlag, ns.Shared))
+			}
+			if ns.ReadOnly != m.ReadOnly {
+				return other("it shows %s already, %s", strings.Join(m.Targets, " "), given(readOnlyFlag, ns.ReadOnly))
 			}
 		}
-	} else if m.Shared {
-		return sharedSubsystem(sub.Name)
+	} else if flag := m.volumeFlag(); flag != "" {
+		return notForSubsystem(flag, sub.Name)
 	}
 	if port.Poll != m.Poll {
 		return other("it is polled another way already (%s)", cmp.Or(port.Poll, "as the runtime"))
@@ -149,18 +173,18 @@ func (m *mapper) compare(ctx context.Context, port *api.Port) error {
 	return m.checkDoorbells(port)
 }
 
-// sharing says how volumes are shown, in the words of the flag.
-func sharing(shared bool) string {
-	if shared {
-		return "with --shared"
+// given says how volumes are shown, in the words of the option.
+func given(flag string, is bool) string {
+	if is {
+		return "with " + flag
 	}
-	return "without --shared"
+	return "without " + flag
 }
 
-// sharedSubsystem is the fault of --shared with a subsystem.
-func sharedSubsystem(name string) error {
-	return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: --shared is for volumes", name).
-		Hint("`leap-soc namespace add --shared` is for a subsystem's own")
+// notForSubsystem is the fault of a volumeFlag with a subsystem.
+func notForSubsystem(flag, name string) error {
+	return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: %s is for volumes", name, flag).
+		Hint(fmt.Sprintf("`leap-soc namespace add %s` is for a subsystem's own", flag))
 }
 
 // own reports whether map made the subsystem for this very port.
@@ -229,8 +253,8 @@ func (m *mapper) subsystem(ctx context.Context) (api.Subsystem, error) {
 
 // checkMeant makes sure that a target that is a subsystem is no volume as well.
 func (m *mapper) checkMeant(ctx context.Context, sub api.Subsystem) error {
-	if m.Shared {
-		return sharedSubsystem(sub.Name)
+	if flag := m.volumeFlag(); flag != "" {
+		return notForSubsystem(flag, sub.Name)
 	}
 	target := m.Targets[0]
 	if api.IsNQN(target) {
@@ -251,7 +275,7 @@ func (m *mapper) checkMeant(ctx context.Context, sub api.Subsystem) error {
 // equal to what it would make, will do.
 func (m *mapper) makeSubsystem(ctx context.Context) (api.Subsystem, error) {
 	var sub api.Subsystem
-	spec := api.SubsystemSpec{Name: m.Port, Implicit: true, Volumes: m.Targets, Shared: m.Shared}
+	spec := api.SubsystemSpec{Name: m.Port, Implicit: true, Volumes: m.Targets, Shared: m.Shared, ReadOnly: m.ReadOnly}
 	err := m.soc.Post(ctx, api.Path("subsystems"), spec, &sub)
 	if err == nil {
 		m.undo = append(m.undo, func(ctx context.Context) error {

@@ -23,12 +23,14 @@ func TestCheck(t *testing.T) {
 		{Request{Port: "vm1", Targets: []string{"d1", "d2"}}, ""},
 		{Request{Port: "vm1", Targets: []string{nqn}}, ""},
 		{Request{Port: "vm1", Targets: []string{"d1"}, Shared: true, Runtime: "two"}, ""},
+		{Request{Port: "vm1", Targets: []string{"d1"}, ReadOnly: true}, ""},
 		{Request{Port: "VM1", Targets: []string{"d1"}}, "bad port name"},
 		{Request{Port: "vm1", Targets: []string{"D1"}}, "bad target name"},
 		{Request{Port: "vm1", Targets: []string{"nqn."}}, "nqn."},
 		{Request{Port: "vm1", Targets: []string{"d1", "d2", "d1"}}, "given twice"},
 		{Request{Port: "vm1", Targets: []string{"d1", nqn}}, "is the only target"},
 		{Request{Port: "vm1", Targets: []string{nqn}, Shared: true}, "--shared is for volumes"},
+		{Request{Port: "vm1", Targets: []string{nqn}, ReadOnly: true}, "--read-only is for volumes"},
 		{Request{Port: "vm1", Targets: []string{"d1"}, Runtime: "link"}, "bad runtime name"},
 	} {
 		err := tt.r.check()

@@ -22,6 +22,7 @@ var namespaceColumns = []cli.Column[api.Namespace]{
 	{Name: "BLOCK", Value: func(n api.Namespace) any { return int64(n.Block) }},
 	{Name: "SHARED", Value: func(n api.Namespace) any { return n.Shared }},
 	{Name: "UUID", Value: func(n api.Namespace) any { return n.UUID }},
+	{Name: "READ-ONLY", Value: func(n api.Namespace) any { return n.ReadOnly }},
 }
 
 func namespaceAdd() *cli.Command {
@@ -37,6 +38,7 @@ func namespaceAdd() *cli.Command {
 			command.RuntimeFlag(&runtime),
 			{Name: "nsid", Arg: "N", Usage: "the namespace identifier; without it, the lowest that is free", Value: cli.Int(&spec.NSID, 1, controller.MaxNamespaces)},
 			{Name: "shared", Usage: "the volume may be in use elsewhere, too", Value: cli.Bool(&spec.Shared)},
+			{Name: "read-only", Usage: "hosts cannot write", Value: cli.Bool(&spec.ReadOnly)},
 			{Name: "exist-ok", Usage: "a namespace that is as asked for already is no error", Value: cli.Bool(&spec.ExistOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {

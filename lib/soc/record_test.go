@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc_test
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/soc"
+)
+
+// stateV1 is a state file as version 1 was written.
+const stateV1 = `{
+	"version": 1,
+	"state": {
+		"volumes": [
+			{
+				"name": "d1",
+				"kind": "null",
+				"uuid": "0d5bd8a7-54be-4dd4-a37b-aee7d3b6a2f5",
+				"options": {
+					"block": "512",
+					"size": "1048576"
+				},
+				"made": false
+			}
+		],
+		"subsystems": [
+			{
+				"name": "s1",
+				"nqn": "nqn.2026-01.org.example:one",
+				"uuid": "2c5e1b4a-77e3-4a3f-9f1b-0e7d8a6c9b10",
+				"implicit": false,
+				"allow_any": true,
+				"hosts": null,
+				"namespaces": [
+					{
+						"nsid": 7,
+						"volume": "d1",
+						"shared": true
+					}
+				]
+			}
+		]
+	}
+}
+`
+
+// TestStateVersion1: what version 1 kept is there, writable; its file is kept,
+// too.
+func TestStateVersion1(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(stateV1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []api.Subsystem{{
+		Name: "s1", NQN: "nqn.2026-01.org.example:one", Serial: "2c5e1b4a77e34a3f9f1b", UUID: "2c5e1b4a-77e3-4a3f-9f1b-0e7d8a6c9b10",
+		AllowAny: true, Hosts: []string{}, Ports: []string{},
+		Namespaces: []api.Namespace{
+			{Subsystem: "s1", NSID: 7, Volume: "d1", UUID: "0d5bd8a7-54be-4dd4-a37b-aee7d3b6a2f5", Size: 1 << 20, Block: 512, Shared: true},
+		},
+	}}
+	for range 2 { // migrated, then as it was saved
+		r.startSoc()
+		if d := cmp.Diff(want, call[[]api.Subsystem](r, r.client(), "GET", "/v1/subsystems", nil)); d != "" {
+			t.Error(d)
+		}
+		r.stopSoc()
+	}
+	if b, err := os.ReadFile(path + ".v1"); err != nil || string(b) != stateV1 {
+		t.Errorf("the copy: %v, %s", err, b)
+	}
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 2`) || !strings.Contains(string(b), `"read_only": false`) {
+		t.Errorf("the new file: %v, %s", err, b)
+	}
+}
+
+// TestStateVersion1Damaged: a key that version 1 did not have is not dropped.
+func TestStateVersion1Damaged(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	bad := strings.Replace(stateV1, `"shared": true`, `"shared": true, "colour": 1`, 1)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it be taken, Run serves
+	defer cancel()
+	err := soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log})
+	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), `"colour"`) {
+		t.Errorf("got %v, want an error with the file and the key", err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != bad {
+		t.Errorf("the file was changed: %v, %s", err, b)
+	}
+}
