@@ -26,9 +26,8 @@ type Config struct {
 	// CNTLID asks for a controller identifier, as after a restart; negative:
 	// any free one.
 	CNTLID int
-	// CAP, VS and MaxQueues are what the transport offers; MaxQueues counts
-	// I/O queue pairs.
-	CAP       nvme.CAP
+	// VS and MaxQueues are what the transport offers; MaxQueues counts I/O
+	// queue pairs.
 	VS        nvme.VS
 	MaxQueues int
 	// KeepAliveExpired is called on the admin poller when the host has let its

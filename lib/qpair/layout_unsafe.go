@@ -28,10 +28,6 @@ var (
 	_ [MessageSize]byte   = [unsafe.Sizeof(Message{})]byte{}
 )
 
-// StateSize is the size of the state area in bytes, of which most is never
-// touched.
-const StateSize = int(unsafe.Sizeof(State{}))
-
 // DoorbellOffset is where the doorbell page begins in its memfd: as in BAR0,
 // so that a client maps the region of BAR0 at its own offset in the file. The
 // page before it is never touched.

@@ -64,19 +64,6 @@ const (
 	IRQMSIX
 )
 
-// String names the mode as VFIO does.
-func (m IRQMode) String() string {
-	switch m {
-	case IRQNone:
-		return "none"
-	case IRQINTx:
-		return "INTx"
-	case IRQMSIX:
-		return "MSI-X"
-	}
-	return "invalid"
-}
-
 // StatusWord is what a runtime says of a port, in one atomic store: the reset
 // generation it has reached (low 32 bits of Registers.ResetGen) and CSTS. A
 // word of an older generation means that the reset has not ended yet: I/O of

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
@@ -21,8 +20,6 @@ const (
 	firstRetry = 20 * time.Millisecond
 	lastRetry  = time.Second
 )
-
-func pidOf() int { return os.Getpid() }
 
 // firstLink attaches to leap-wpt, waiting up to linkWait for it. Without it the
 // runtime starts all the same, and no client is returned.

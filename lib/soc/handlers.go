@@ -8,6 +8,7 @@ import (
 	"context"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 
@@ -19,7 +20,7 @@ import (
 
 // mux is the control API; lib/api/doc.go lists the calls.
 func (r *Runtime) mux() *http.ServeMux {
-	m := api.NewMux(api.Info{Daemon: "leap-soc", Version: r.cfg.Version, PID: pidOf()})
+	m := api.NewMux(api.Info{Daemon: "leap-soc", Version: r.cfg.Version, PID: os.Getpid()})
 	api.HandleEvents(m, "GET /v1/events", &r.events)
 	api.Handle(m, "GET /v1/runtime", func(context.Context, api.None) (api.RuntimeInfo, error) { return r.info(), nil })
 	r.volumeCalls(m)

@@ -20,8 +20,8 @@ package soc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"strconv"
 	"sync"
@@ -216,7 +216,7 @@ func (r *Runtime) publish(kind, name, state, detail string) {
 func (r *Runtime) info() api.RuntimeInfo {
 	uring, _ := r.ring()
 	info := api.RuntimeInfo{
-		Name: r.cfg.Name, Version: r.cfg.Version, PID: pidOf(), Since: r.since, Uptime: time.Since(r.since),
+		Name: r.cfg.Name, Version: r.cfg.Version, PID: os.Getpid(), Since: r.since, Uptime: time.Since(r.since),
 		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring,
 	}
 	queues := make(map[string]int)
@@ -230,6 +230,3 @@ func (r *Runtime) info() api.RuntimeInfo {
 	}
 	return info
 }
-
-// errorf adds the thing to an error.
-func errorf(what, name string, err error) error { return fmt.Errorf("%s %s: %w", what, name, err) }

@@ -51,7 +51,7 @@ func (s *subsystem) shared() bool {
 func newModel(rec *subsystemRecord) (*controller.Subsystem, error) {
 	id, err := nvme.ParseUUID(rec.UUID)
 	if err != nil {
-		return nil, errorf("subsystem", rec.Name, err)
+		return nil, fmt.Errorf("subsystem %s: %w", rec.Name, err)
 	}
 	return controller.NewSubsystem(rec.NQN, id.SerialNumber()), nil
 }
@@ -86,7 +86,7 @@ func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
 	}
 	id, err := nvme.ParseUUID(v.spec.UUID)
 	if err != nil {
-		return errorf("volume", ns.Volume, err)
+		return fmt.Errorf("volume %s: %w", ns.Volume, err)
 	}
 	return s.model.Add(&controller.Namespace{
 		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared, ReadOnly: ns.ReadOnly,
@@ -218,7 +218,7 @@ func (r *Runtime) deleteSubsystem(ctx context.Context, name string) error {
 	}
 	if ports := r.portsOf(s); len(ports) > 0 {
 		r.mu.Unlock()
-		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by port %s", s.rec.Name, join(ports)).
+		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by port %s", s.rec.Name, strings.Join(ports, ", ")).
 			Hint("`leap-qmap unmap " + ports[0] + "` frees it")
 	}
 	delete(r.subsystems, s.rec.Name)
@@ -424,5 +424,3 @@ func (r *Runtime) listSubsystems() []api.Subsystem {
 	slices.SortFunc(all, func(a, b api.Subsystem) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
-
-func join(words []string) string { return strings.Join(words, ", ") }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
@@ -214,7 +215,7 @@ func (r *Runtime) deleteVolume(name string, data bool) error {
 		return err
 	}
 	if users := r.users(name); len(users) > 0 {
-		return fault.Errorf(fault.Exists, "", "", "volume %s is in use by %s", name, join(users))
+		return fault.Errorf(fault.Exists, "", "", "volume %s is in use by %s", name, strings.Join(users, ", "))
 	}
 	if data && !v.spec.Made && kinds[v.spec.Kind].Delete != nil {
 		return fault.Errorf(fault.Permission, "", "", "the data of volume %s was not made by leap-soc", name).

@@ -35,8 +35,8 @@ const (
 	cstsBits = 0x2f // RDY, CFS, SHST, PP
 )
 
-// readBAR0 reads 1, 2, 4 or 8 bytes at a multiple of as many. Doorbells and
-// registers that are not implemented read as 0.
+// readBAR0 reads 1, 2, 4 or 8 bytes at a multiple of as many. Doorbells, and
+// offsets without a register, read as 0.
 func (p *port) readBAR0(off uint64, b []byte) error {
 	if err := checkRegister(off, len(b)); err != nil {
 		return err

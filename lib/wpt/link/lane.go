@@ -115,11 +115,15 @@ func (l *lane) fetchAdmin(q *queue) int {
 	if l.adminBusy(q) {
 		return 0
 	}
-	slots := l.slots
-	l.slots = slots[:0:1]
-	n := l.fetch(q)
-	l.slots = slots
-	return n
+	slots := l.newCommands(q, l.slots[:0:1])
+	for _, slot := range slots {
+		if l.doubtful(q, slot) {
+			l.probe(q, slot)
+		} else {
+			l.execute(q, slot)
+		}
+	}
+	return len(slots)
 }
 
 // adminBusy reports whether an admin command is between fetch and publication.
@@ -127,24 +131,26 @@ func (l *lane) adminBusy(q *queue) bool {
 	return q.executing > l.ctrl.Parked() || q.CQ.Pending() > 0
 }
 
-// fetch takes new commands of a queue and executes them.
+// fetch takes new commands of an I/O queue and executes them.
 func (l *lane) fetch(q *queue) int {
-	if q.broken {
-		return 0
-	}
-	slots, err := q.Fetch(l.slots[:0])
-	if err != nil {
-		l.broken(err, &q.broken)
-		return 0
-	}
+	slots := l.newCommands(q, l.slots[:0])
 	for _, slot := range slots {
-		if l.doubtful(q, slot) {
-			l.probe(q, slot)
-			continue
-		}
 		l.execute(q, slot)
 	}
 	return len(slots)
+}
+
+// newCommands takes new commands of a queue into slots, up to its capacity.
+func (l *lane) newCommands(q *queue, slots []uint16) []uint16 {
+	if q.broken {
+		return nil
+	}
+	slots, err := q.Fetch(slots)
+	if err != nil {
+		l.broken(err, &q.broken)
+		return nil
+	}
+	return slots
 }
 
 // find returns a completion queue of the lane.

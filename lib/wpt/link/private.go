@@ -17,11 +17,11 @@ import (
 // no driver ever sends (Delete I/O Submission Queue 0). The client's view of
 // the same entry, asked for by message, tells for sure.
 
-// doubtful reports whether the command in a slot is what private memory looks
-// like.
+// doubtful reports whether the admin command in a slot is what private memory
+// looks like.
 func (l *lane) doubtful(q *queue, slot uint16) bool {
 	s := q.Slot(slot)
-	return q.ID == 0 && s.N == 0 && s.SQE == nvme.SQE{} && !l.port.relayed
+	return s.N == 0 && s.SQE == nvme.SQE{} && !l.port.relayed
 }
 
 // probe compares the command in a slot with the client's view of it, and either
