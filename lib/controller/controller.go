@@ -30,6 +30,9 @@ type Config struct {
 	// queue pairs.
 	VS        nvme.VS
 	MaxQueues int
+	// SGLS is how the transport's commands may describe data by SGLs (Identify
+	// Controller SGLS); 0: by PRPs only.
+	SGLS uint32
 	// KeepAliveExpired is called on the admin poller when the host has let its
 	// Keep Alive Timeout pass (NVMe Base 3.9): the transport ends the
 	// association. nil: there is no keep alive, as on PCI.

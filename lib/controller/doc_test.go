@@ -74,7 +74,11 @@ type document struct {
 	AWUN            int    // blocks, as the next two
 	AWUPF, ACWU     int
 	SGLS            uint32
+	SGLPieces       int
 	SGLQueue        string
+	SGLType         string
+	SGLCount        string
+	SGLLength       string
 	PSDTReserved    string
 	CopyFormats     string
 	CopyAcross      string
@@ -94,6 +98,7 @@ func newDocument(t *testing.T) *document {
 		return connect(t, sub, func(c *Config) {
 			c.Queues = &testQueues{p: c.Poller, noShadow: !shadow}
 			c.MaxQueues = qpair.MaxQueues - 1
+			c.SGLS = dma.SGLS
 			c.PCIVendor, c.PCISubsystemVendor = qpair.PCIVendor, qpair.PCIVendor
 		})
 	}
@@ -130,7 +135,11 @@ func (d *document) facts(t *testing.T) {
 	d.Formats = int(ns.NLBAF) + 1
 	d.Page = dma.PageSize
 	d.AWUN, d.AWUPF, d.ACWU = int(id.AWUN)+1, int(id.AWUPF)+1, int(id.ACWU)+1
-	d.SGLS = id.SGLS
+	d.SGLS, d.SGLPieces = id.SGLS, dma.MaxSGLRanges
+	// What a transport's walk of an SGL finds wrong; here nothing walks one.
+	d.SGLType = status(dnr(nvme.StatusInvalidSGLDescriptorType))
+	d.SGLCount = status(dnr(nvme.StatusInvalidNumberOfSGLDescriptors))
+	d.SGLLength = status(dnr(nvme.StatusInvalidDataSGLLength))
 	queue := sqe(nvme.CreateCQ{QID: 1, QSIZE: 1, PC: true}, 0)
 	queue.SetPSDT(nvme.PSDTSGL)
 	d.SGLQueue = d.h.ask(true, queue)

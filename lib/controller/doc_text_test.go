@@ -115,8 +115,12 @@ as its words, its type and code (SCT/SC), and DNR where Do Not Retry is set. *PC
   EUI64 is {{.EUI64}} and IEEE {{.IEEE}}: none.
 - **Queues** (PCI). {{.Queues}} I/O queue pairs of 2 to {{.Entries}} entries each, physically contiguous; the admin queues hold up to {{.Entries}}
   too. Memory pages are of {{size .Page}}. Arbitration is round robin.
-- **Data** (PCI). PRPs only; SGLS is {{.SGLS}}. A queue that an SGL describes gets {{.SGLQueue}},
-  and so do data. The reserved value of PSDT gets {{.PSDTReserved}}.
+- **Data** (PCI). PRPs, or for I/O commands SGLs; SGLS is {{printf "%X" .SGLS}}h. An SGL consists of data blocks, bit buckets, segments
+  and last segments; data blocks lie at any address, have any length, and may be more than is needed. Of pieces that do
+  not follow one another in memory there can be {{.SGLPieces}}: more get {{.SGLCount}}.
+  Less data than is needed gets {{.SGLLength}}, other types of descriptors, keyed ones among them,
+  {{.SGLType}}. Admin commands with an SGL get {{.SGLQueue}},
+  as do all with an SGL for metadata. The reserved value of PSDT gets {{.PSDTReserved}}.
 - **Formats.** A namespace has {{.Formats}} LBA format, its volume's: blocks of {{index .Blocks 0}} or {{index .Blocks 1}} bytes, no metadata, no protection
   information.
 - **Atomicity.** In blocks, AWUN is {{.AWUN}}, AWUPF {{.AWUPF}} and ACWU {{.ACWU}}; NAWUN, NAWUPF and NACWU say how much more a namespace's

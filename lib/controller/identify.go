@@ -102,6 +102,7 @@ func (c *Controller) identifyController(*Command) ([]byte, nvme.Status) {
 		// AWUN, AWUPF and ACWU are one block: a namespace says how much more.
 		CDFS: copyFormats,
 		FNA:  nvme.FNANoBroadcast,
+		SGLS: c.cfg.SGLS,
 	}
 	nvme.SetASCII(id.SN[:], c.sub.Serial)
 	nvme.SetASCII(id.MN[:], Model)

@@ -4,6 +4,7 @@
 package dma
 
 import (
+	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -90,6 +91,27 @@ func (v *View) Pointer(addr, n uint64, prot Prot) (unsafe.Pointer, bool) {
 		return nil, false
 	}
 	return r.at(addr), true
+}
+
+// discard returns memory for MaxTransfer bytes of data that nobody wants. All
+// commands of the view store to the same memory, and nobody reads it.
+func (v *View) discard() ([]byte, error) {
+	if v.sink == nil {
+		p, err := unix.Mmap(-1, 0, MaxTransfer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err != nil {
+			return nil, fmt.Errorf("making memory for bit buckets: %w", err)
+		}
+		v.sink = p
+	}
+	return v.sink, nil
+}
+
+// dropSink gives the memory of discard back; no command uses it.
+func (v *View) dropSink() {
+	if v.sink != nil {
+		_ = unix.Munmap(v.sink)
+		v.sink = nil
+	}
 }
 
 // entryBytes returns the memory of PRP list entries.

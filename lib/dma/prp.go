@@ -10,12 +10,17 @@ const MaxTransfer = 1 << 20
 // when the first does not start at a page boundary.
 const maxRanges = MaxTransfer/PageSize + 1
 
-// MaxSegments bounds the segments of one command: the ranges of its PRPs, some
-// of which may cross from one region into the next.
+// MaxSegments bounds the segments of one command: the ranges of its PRPs or SGL,
+// some of which may cross from one region into the next.
 const MaxSegments = maxRanges + 8
 
-// Range is a contiguous piece of guest memory.
+// Range is a contiguous piece of guest memory, or with Addr Nowhere a piece of
+// the data that is discarded.
 type Range struct{ Addr, Len uint64 }
+
+// Nowhere is the address of what is discarded. No guest memory is there: the
+// last page of the address space cannot be registered (CheckRange).
+const Nowhere = 1<<64 - 1
 
 // PRP returns the guest ranges of n bytes of data described by a command's PRP
 // entries (NVMe Base 4.3.1), contiguous pages merged. n is 1 to MaxTransfer.

@@ -3,6 +3,8 @@
 
 package dma
 
+import "github.com/leapio/leapio/lib/nvme"
+
 // View is one poller's look at a Space. All methods are for that poller only.
 type View struct {
 	space   *Space
@@ -13,8 +15,10 @@ type View struct {
 	last    int         // index of the region that served the last lookup
 	fault   uint64      // address of the last ErrFault
 
-	ranges  [maxRanges]Range
-	entries [PageSize / 8]uint64 // PRP list entries, read from the guest once
+	ranges      [maxRanges]Range
+	entries     [PageSize / 8]uint64         // PRP list entries, read from the guest once
+	descriptors [sglChunk]nvme.SGLDescriptor // of an SGL segment, likewise
+	sink        []byte                       // what bit buckets take; nil until there is one
 }
 
 // snapshot is a table and the number of commands in flight on it.
@@ -79,6 +83,7 @@ func (v *View) Close() {
 	// A change published before the view left may still wait in the poller's
 	// inbox: update serves it as usual.
 	v.changed = nil
+	v.dropSink()
 }
 
 // Gen returns the generation of the table the view uses.
@@ -150,11 +155,23 @@ func (v *View) access(p []byte, addr uint64, prot Prot) error {
 }
 
 // Translate appends the segments of this process's memory that hold the guest
-// ranges rs with access prot. Ranges that are not shared are faults. It
-// returns ErrTooLong rather than grow segs beyond its capacity.
+// ranges rs with access prot. Ranges that are not shared are faults; what is to
+// be discarded has memory of the view's own. It returns ErrTooLong rather than
+// grow segs beyond its capacity.
 func (v *View) Translate(segs []Segment, rs []Range, prot Prot) ([]Segment, error) {
 	for i := range rs {
 		addr, left := rs[i].Addr, rs[i].Len
+		if addr == Nowhere {
+			if len(segs) == cap(segs) {
+				return segs, ErrTooLong
+			}
+			sink, err := v.discard()
+			if err != nil {
+				return segs, err
+			}
+			segs = append(segs, SegmentOf(sink[:left]))
+			continue
+		}
 		for left > 0 {
 			r := v.find(addr, 1, prot)
 			if r == nil || !r.Shared() {

@@ -215,19 +215,3 @@ func TestAbort(t *testing.T) {
 		t.Errorf("abort of nothing: DW0 %#x, %v", e.DW0, err)
 	}
 }
-
-// TestSGL: SGLs are not offered, and a command with one is refused.
-func TestSGL(t *testing.T) {
-	_, n := newDrive(t, "mem", small)
-	q, err := n.CreatePair(1, 64, vfiousertest.Polled)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, psdt := range []nvme.PSDT{nvme.PSDTSGL, nvme.PSDTSGLMPTRSGL, 3} {
-		e := nvme.SQE{Opcode: uint8(nvme.IORead), NSID: 1}
-		e.SetPSDT(psdt)
-		if st := statusOf(q.Do(e)); st.Code() != nvme.StatusInvalidField || !st.DNR() {
-			t.Errorf("PSDT %d: %v", psdt, st)
-		}
-	}
-}

@@ -94,7 +94,7 @@ func TestManyQueues(t *testing.T) {
 	}
 }
 
-// TestShapes moves data through PRP lists of every shape.
+// TestShapes moves data through PRP lists and SGLs of every shape.
 func TestShapes(t *testing.T) {
 	for _, kind := range []string{"mem", "file"} {
 		t.Run(kind, func(t *testing.T) {
@@ -106,6 +106,7 @@ func TestShapes(t *testing.T) {
 			shapes := []vfiousertest.Shape{
 				{}, {Offset: 4}, {Offset: 4092}, {Offset: 2048}, {Scatter: true}, {High: true}, {Split: true},
 				{ListOffset: 8}, {ListOffset: 4088}, {ListOffset: 4080, Scatter: true, Offset: 512}, {Split: true, Offset: 1024, ListOffset: 2048},
+				{SGL: 2}, {SGL: 256}, {SGL: 128, Offset: 3, Scatter: true}, {SGL: 3, Offset: 4095, ListOffset: 4048}, {SGL: 16, Split: true, High: true, Offset: 1},
 			}
 			for i, shape := range shapes {
 				for _, size := range []int{512, 4096, 4608, 8192, 12288, 128 << 10, 1 << 20} {

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/vfiouser"
 )
 
@@ -502,5 +503,60 @@ func TestNoDMAWhileACallerWaits(t *testing.T) {
 	<-c.Done()
 	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "reply 0x4d2 to no command") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Buffers that SGLs describe: walking the segments gives the pieces, in order.
+func TestSGLShapes(t *testing.T) {
+	m := newMemory(t, MemoryOptions{})
+	for _, test := range []struct {
+		n        int
+		shape    Shape
+		segments int
+	}{
+		{512, Shape{SGL: 2, Offset: 5}, 0},
+		{8192, Shape{SGL: 2}, 1},
+		{12288, Shape{SGL: 2, Offset: 1}, 3}, // a block and a pointer, twice, then two blocks
+		{20480, Shape{SGL: 256, Scatter: true}, 1},
+		{20480, Shape{SGL: 3, ListOffset: 4048}, 2},
+	} {
+		b, err := m.NewBuffer(test.n, test.shape)
+		if err != nil {
+			t.Fatalf("%d bytes %+v: %v", test.n, test.shape, err)
+		}
+		if len(b.Lists) != test.segments {
+			t.Errorf("%d bytes %+v: %d segments, want %d", test.n, test.shape, len(b.Lists), test.segments)
+		}
+		var e nvme.SQE
+		b.Set(&e)
+		var pages []uint64
+		size := 0
+		for at := e.SGL1(); ; {
+			if at.Type() == nvme.SGLDataBlock {
+				pages, size = append(pages, at.Address), size+int(at.Length)
+				break
+			}
+			list, err := m.Bytes(at.Address, uint64(at.Length))
+			if err != nil {
+				t.Fatal(err)
+			}
+			descriptors := make([]nvme.SGLDescriptor, len(list)/nvme.SGLDescriptorSize)
+			copy(nvme.SliceBytes(descriptors), list)
+			last := len(descriptors) - 1
+			for _, d := range descriptors[:last] {
+				pages, size = append(pages, d.Address), size+int(d.Length)
+			}
+			if isLast := at.Type() == nvme.SGLLastSegment; isLast != (descriptors[last].Type() == nvme.SGLDataBlock) {
+				t.Errorf("%+v: a segment of type %d ends with type %d", test.shape, at.Type(), descriptors[last].Type())
+			}
+			at = descriptors[last]
+		}
+		if !slices.Equal(pages, b.Pages) || size != test.n || e.PSDT() != nvme.PSDTSGL {
+			t.Errorf("%+v: %d bytes at %#x, want %d at %#x", test.shape, size, pages, test.n, b.Pages)
+		}
+		b.Free()
+	}
+	if _, err := m.NewBuffer(512, Shape{SGL: 1}); err == nil {
+		t.Error("segments of one descriptor cannot lead on")
 	}
 }

@@ -40,9 +40,11 @@ type command struct {
 	abort     *abort // an Abort command waits for the end
 }
 
-// Data implements controller.Carrier: it translates the command's PRPs.
+// Data implements controller.Carrier: it translates the command's PRPs or SGL.
+// Admin commands have PRPs only (NVMe over PCIe Transport, "SGL Support"), and
+// there is no metadata that an SGL could describe.
 func (c *command) Data(n uint32, dir controller.Direction) (ready bool, st nvme.Status) {
-	if c.SQE.PSDT() != nvme.PSDTPRP {
+	if psdt := c.SQE.PSDT(); psdt != nvme.PSDTPRP && (psdt != nvme.PSDTSGL || c.sq.ID == 0) {
 		return true, nvme.StatusInvalidField | nvme.StatusDNR
 	}
 	err := c.translate(n, dir)
@@ -73,6 +75,14 @@ func dataStatus(err error) nvme.Status {
 		return nvme.StatusInvalidPRPOffset | nvme.StatusDNR
 	case errors.Is(err, dma.ErrTooLong):
 		return nvme.StatusInvalidField | nvme.StatusDNR
+	case errors.Is(err, dma.ErrSGLType):
+		return nvme.StatusInvalidSGLDescriptorType | nvme.StatusDNR
+	case errors.Is(err, dma.ErrSGLSegment):
+		return nvme.StatusInvalidSGLSegmentDescriptor | nvme.StatusDNR
+	case errors.Is(err, dma.ErrSGLCount):
+		return nvme.StatusInvalidNumberOfSGLDescriptors | nvme.StatusDNR
+	case errors.Is(err, dma.ErrSGLLength):
+		return nvme.StatusInvalidDataSGLLength | nvme.StatusDNR
 	}
 	return nvme.StatusDataTransferError
 }
@@ -80,17 +90,13 @@ func dataStatus(err error) nvme.Status {
 // translate finds the command's data and leases its memory.
 func (c *command) translate(n uint32, dir controller.Direction) error {
 	view := c.lane.view
-	// A PRP list is guest memory: it may be taken away while it is read.
-	// Not deferred: after a fault the poller must find what was touched.
-	before := c.lane.p.Touch(&c.Command)
-	ranges, err := view.PRP(c.SQE.PRP1, c.SQE.PRP2, uint64(n))
-	c.lane.p.Touch(before)
-	if err != nil {
-		return err
-	}
 	prot := dma.ProtWrite
 	if dir == controller.FromHost {
 		prot = dma.ProtRead
+	}
+	ranges, err := c.guestRanges(uint64(n), prot)
+	if err != nil {
+		return err
 	}
 	if c.lane.port.relayed {
 		return c.copyData(ranges, n, dir)
@@ -106,6 +112,21 @@ func (c *command) translate(n uint32, dir controller.Direction) error {
 	c.lease, c.leased = view.Acquire(), true
 	c.Segments = segs
 	return nil
+}
+
+// guestRanges returns where in guest memory the command's n bytes of data are.
+func (c *command) guestRanges(n uint64, prot dma.Prot) (ranges []dma.Range, err error) {
+	// A PRP list is guest memory, as is an SGL segment: it may be taken away
+	// while it is read. Not deferred: after a fault the poller must find what
+	// was touched.
+	before := c.lane.p.Touch(&c.Command)
+	if c.SQE.PSDT() == nvme.PSDTPRP {
+		ranges, err = c.lane.view.PRP(c.SQE.PRP1, c.SQE.PRP2, n)
+	} else {
+		ranges, err = c.lane.view.SGL(c.SQE.SGL1(), n, prot)
+	}
+	c.lane.p.Touch(before)
+	return ranges, err
 }
 
 // copyData is translate for memory that is not shared: the data goes through a
@@ -131,9 +152,11 @@ func (c *command) copyData(ranges []dma.Range, n uint32, dir controller.Directio
 func (c *command) copyBack() nvme.Status {
 	p := c.bounce
 	for _, r := range c.ranges {
-		if err := c.lane.view.Write(p[:r.Len], r.Addr); err != nil {
-			c.unreached(err)
-			return nvme.StatusDataTransferError
+		if r.Addr != dma.Nowhere {
+			if err := c.lane.view.Write(p[:r.Len], r.Addr); err != nil {
+				c.unreached(err)
+				return nvme.StatusDataTransferError
+			}
 		}
 		p = p[r.Len:]
 	}

@@ -327,7 +327,7 @@ func checkEnable(cc nvme.CC, aqa nvme.AQA, asq, acq uint64) string {
 func (p *Port) adminLane(on *poller.Poller, sub *controller.Subsystem, qs *queues, adopt bool, create func()) (*lane, error) {
 	regs := p.regs.Page
 	ctrl, err := sub.New(controller.Config{
-		Poller: on, CNTLID: -1, VS: nvme.VS(regs.VS), MaxQueues: qpair.MaxQueues - 1,
+		Poller: on, CNTLID: -1, VS: nvme.VS(regs.VS), MaxQueues: qpair.MaxQueues - 1, SGLS: dma.SGLS,
 		Queues: qs, PCIVendor: qpair.PCIVendor, PCISubsystemVendor: qpair.PCIVendor, Log: p.log,
 	})
 	if err != nil {

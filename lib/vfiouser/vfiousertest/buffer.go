@@ -14,19 +14,25 @@ import (
 // whole pages, one after the other.
 type Shape struct {
 	Offset     int  // of the data in the first page, a multiple of 4 below PageSize
-	ListOffset int  // of the PRP list in its page, a multiple of 8 below PageSize
+	ListOffset int  // of the PRP list or the SGL segments in their pages, a multiple of 8 below PageSize
 	Scatter    bool // no two pages follow one another
 	High       bool // pages above 4 GiB
 	Split      bool // pages below and above 4 GiB in turn
+	// SGL describes the buffer by an SGL instead of PRPs: segments of that many
+	// descriptors, at least 2. A buffer of one page is one data block. Offset
+	// may then be anything below PageSize.
+	SGL int
 }
 
 // Buffer is a data buffer in guest memory and the PRP entries that describe it
-// (Base Specification, "Physical Region Page Entry and List"). A list that does
-// not fit in its page goes on in another: the last entry of a page points there.
+// (Base Specification, "Physical Region Page Entry and List"), or an SGL. A list
+// that does not fit in its page goes on in another: the last entry of a page
+// points there.
 type Buffer struct {
 	PRP1, PRP2 uint64
-	Pages      []uint64 // address of each piece; the first may begin within its page
-	Lists      []uint64 // address of the first entry in each page of the list
+	SGL1       *nvme.SGLDescriptor // instead of PRPs, if not nil
+	Pages      []uint64            // address of each piece; the first may begin within its page
+	Lists      []uint64            // address of the first entry in each page of the list, or of each segment
 
 	pieces [][]byte
 	mem    *Memory
@@ -35,8 +41,8 @@ type Buffer struct {
 
 // NewBuffer makes a buffer of n bytes.
 func (m *Memory) NewBuffer(n int, shape Shape) (*Buffer, error) {
-	if n <= 0 || shape.Offset < 0 || shape.Offset >= PageSize || shape.Offset%4 != 0 ||
-		shape.ListOffset < 0 || shape.ListOffset >= PageSize || shape.ListOffset%8 != 0 {
+	if n <= 0 || shape.Offset < 0 || shape.Offset >= PageSize || shape.Offset%4 != 0 && shape.SGL == 0 || shape.SGL == 1 ||
+		shape.ListOffset < 0 || shape.ListOffset >= PageSize || shape.ListOffset%8 != 0 || shape.ListOffset+shape.SGL*nvme.SGLDescriptorSize > PageSize {
 		return nil, fmt.Errorf("no buffer of %d bytes with shape %+v", n, shape)
 	}
 	b := &Buffer{mem: m}
@@ -44,7 +50,11 @@ func (m *Memory) NewBuffer(n int, shape Shape) (*Buffer, error) {
 		b.Free()
 		return nil, err
 	}
-	if err := b.link(shape.ListOffset); err != nil {
+	link := b.link
+	if shape.SGL > 0 {
+		link = func(offset int) error { return b.linkSGL(shape.SGL, offset) }
+	}
+	if err := link(shape.ListOffset); err != nil {
 		b.Free()
 		return nil, err
 	}
@@ -151,8 +161,54 @@ func (b *Buffer) link(listOffset int) error {
 	return nil
 }
 
-// Set puts the buffer's PRP entries into a command.
-func (b *Buffer) Set(e *nvme.SQE) { e.PRP1, e.PRP2 = b.PRP1, b.PRP2 }
+// linkSGL sets SGL1 and writes the segments, of at most size descriptors each.
+func (b *Buffer) linkSGL(size, listOffset int) error {
+	descriptors := make([]nvme.SGLDescriptor, len(b.Pages))
+	for i, at := range b.Pages {
+		descriptors[i] = nvme.MakeSGL(nvme.SGLDataBlock, nvme.SGLAddress, at, uint32(len(b.pieces[i])))
+	}
+	// From the last segment to the first, each behind the pointer to the next.
+	for len(descriptors) > 1 {
+		kind := nvme.SGLSegment
+		n := min(size, len(descriptors))
+		if len(b.Lists) == 0 {
+			kind = nvme.SGLLastSegment
+		}
+		at, list, err := b.segment(n, listOffset)
+		if err != nil {
+			return err
+		}
+		rest := len(descriptors) - n
+		copy(list, nvme.SliceBytes(descriptors[rest:]))
+		descriptors = append(descriptors[:rest], nvme.MakeSGL(kind, nvme.SGLAddress, at, uint32(len(list))))
+	}
+	b.SGL1 = &descriptors[0]
+	return nil
+}
+
+// segment allocates a segment of n descriptors.
+func (b *Buffer) segment(n, offset int) (at uint64, list []byte, err error) {
+	page, err := b.page(false)
+	if err != nil {
+		return 0, nil, err
+	}
+	at = page + uint64(offset)
+	if list, err = b.mem.Bytes(at, uint64(n*nvme.SGLDescriptorSize)); err != nil {
+		return 0, nil, err
+	}
+	b.Lists = append([]uint64{at}, b.Lists...)
+	return at, list, nil
+}
+
+// Set puts the buffer's PRP entries or SGL descriptor into a command.
+func (b *Buffer) Set(e *nvme.SQE) {
+	if b.SGL1 != nil {
+		e.SetPSDT(nvme.PSDTSGL)
+		e.SetSGL1(*b.SGL1)
+		return
+	}
+	e.PRP1, e.PRP2 = b.PRP1, b.PRP2
+}
 
 // Write copies data into the buffer from its start, as much as fits.
 func (b *Buffer) Write(data []byte) {
