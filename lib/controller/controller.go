@@ -75,6 +75,7 @@ type Controller struct {
 	// copyFormats are the formats of Copy that the host has enabled (Host
 	// Behavior Support CDFE).
 	copyFormats atomic.Uint32
+	coalescing  coalescing
 
 	mu      sync.Mutex
 	workers []*Worker

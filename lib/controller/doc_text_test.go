@@ -157,8 +157,8 @@ Not supported; opcodes that are not in these two tables get {{.IORefusal}}:
 ## Features
 
 The default is a value of 32 bits, or the size of a data structure. Nothing is saved over a reset.
-Arbitration, Power Management, Temperature Threshold, Error Recovery, Interrupt Coalescing, Interrupt Vector Configuration
-and Write Atomicity Normal are kept and can be read back, but change nothing.
+Arbitration, Power Management, Temperature Threshold, Error Recovery and Write Atomicity Normal are kept and can be read
+back, but change nothing. Interrupt Coalescing may hold an interrupt 1 ms longer than the host allows.
 
 {{table .Features "FID" "Feature" "Offered" "Scope" "Default" "Changeable" "Saveable"}}
 

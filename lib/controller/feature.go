@@ -39,7 +39,7 @@ var featureTable = [256]feature{
 	nvme.FeatErrorRecovery:         {name: "Error Recovery", perNamespace: true, get: (*Controller).getErrorRecovery, set: (*Controller).setErrorRecovery},
 	nvme.FeatVolatileWriteCache:    {name: "Volatile Write Cache", initial: nvme.WCE, mask: nvme.WCE, set: (*Controller).setWriteCache},
 	nvme.FeatNumberOfQueues:        {name: "Number of Queues", get: (*Controller).getQueues, set: (*Controller).setQueues},
-	nvme.FeatInterruptCoalescing:   {name: "Interrupt Coalescing", mask: 0xffff, offered: (*Controller).hasQueues},
+	nvme.FeatInterruptCoalescing:   {name: "Interrupt Coalescing", mask: 0xffff, offered: (*Controller).hasQueues, set: (*Controller).setCoalescing},
 	nvme.FeatInterruptVectorConfig: {name: "Interrupt Vector Configuration", offered: (*Controller).hasQueues, get: (*Controller).getVector, set: (*Controller).setVector},
 	nvme.FeatWriteAtomicity:        {name: "Write Atomicity Normal", mask: nvme.DisableNormal},
 	nvme.FeatAsyncEventConfig:      {name: "Asynchronous Event Configuration", mask: 0xff | oaes},
@@ -309,6 +309,7 @@ func (c *Controller) setVector(cmd *Command, _ *feature) {
 	if nvme.InterruptVectorConfig(cmd.SQE.CDW11).CD() {
 		c.features.uncoalesced[iv/64] |= bit
 	}
+	c.spreadCoalescing()
 	cmd.finish(nvme.StatusSuccess)
 }
 

@@ -5,6 +5,7 @@ package controller
 
 import (
 	"testing"
+	"time"
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -162,6 +163,29 @@ func TestInterruptVectors(t *testing.T) {
 		}
 	}
 	h.refused(nvme.StatusInvalidField, nvme.GetFeatures{FID: nvme.FeatInterruptVectorConfig, Value: 16}, 0)
+}
+
+// What a transport is told of interrupts to be coalesced.
+func TestCoalescing(t *testing.T) {
+	h, _ := connectPCI(t)
+	check := func(c *Controller, vector uint32, entries int, wait time.Duration) {
+		t.Helper()
+		if n, d := c.Coalescing(vector); n != entries || d != wait {
+			t.Errorf("vector %d: %d entries in %v, want %d in %v", vector, n, d, entries, wait)
+		}
+	}
+	check(h.c, 1, 1, 0)
+	for _, off := range []uint32{9, 20 << 8} { // no time, no number
+		h.admin(nvme.SetFeatures{FID: nvme.FeatInterruptCoalescing, Value: off}, 0)
+		check(h.c, 1, 1, 0)
+	}
+	h.admin(nvme.SetFeatures{FID: nvme.FeatInterruptCoalescing, Value: 20<<8 | 9}, 0)
+	h.admin(nvme.SetFeatures{FID: nvme.FeatInterruptVectorConfig, Value: 1<<16 | 3}, 0)
+	check(h.c, 1, 10, 2*time.Millisecond)
+	check(h.c, 3, 1, 0)
+	check(h.c, maxVectors+3, 10, 2*time.Millisecond)
+	h.admin(nvme.SetFeatures{FID: nvme.FeatInterruptVectorConfig, Value: 3}, 0)
+	check(h.c, 3, 10, 2*time.Millisecond)
 }
 
 func TestTimestamp(t *testing.T) {

@@ -23,11 +23,14 @@ var identifications = [256]func(*Controller, *Command) ([]byte, nvme.Status){
 	nvme.CNSIOCSActiveNamespaces: nvmOnly((*Controller).namespaceList),
 	nvme.CNSIndependentNamespace: (*Controller).identifyIndependentNamespace,
 	// Every namespace of the subsystem is attached to every controller.
-	nvme.CNSAllocatedNamespaces:  (*Controller).namespaceList,
-	nvme.CNSAllocatedNamespace:   (*Controller).identifyNamespace,
-	nvme.CNSNamespaceControllers: (*Controller).namespaceControllers,
-	nvme.CNSControllers:          (*Controller).controllerList,
-	nvme.CNSIOCommandSets:        (*Controller).ioCommandSets,
+	nvme.CNSAllocatedNamespaces:     (*Controller).namespaceList,
+	nvme.CNSAllocatedNamespace:      (*Controller).identifyNamespace,
+	nvme.CNSIOCSAllocatedNamespaces: nvmOnly((*Controller).namespaceList),
+	nvme.CNSIOCSAllocatedNamespace:  nvmOnly((*Controller).identifyNVMNamespace),
+	nvme.CNSIndependentAllocated:    (*Controller).identifyIndependentNamespace,
+	nvme.CNSNamespaceControllers:    (*Controller).namespaceControllers,
+	nvme.CNSControllers:             (*Controller).controllerList,
+	nvme.CNSIOCommandSets:           (*Controller).ioCommandSets,
 }
 
 // identify sends an Identify data structure.

@@ -205,6 +205,10 @@ func TestIdentifyErrors(t *testing.T) {
 		{nvme.Identify{CNS: nvme.CNSIndependentNamespace}, map[uint32]nvme.Status{0: ns, 1: ok, 2: zero, 1025: ns, nvme.NSIDBroadcast: ns}},
 		{nvme.Identify{CNS: nvme.CNSAllocatedNamespaces}, map[uint32]nvme.Status{0: ok, 0xfffffffe: ns}},
 		{nvme.Identify{CNS: nvme.CNSAllocatedNamespace}, map[uint32]nvme.Status{0: ns, 1: ok, 2: zero, 1025: ns}},
+		{nvme.Identify{CNS: nvme.CNSIOCSAllocatedNamespaces}, map[uint32]nvme.Status{0: ok, 1: zero, 0xfffffffe: ns}},
+		{nvme.Identify{CNS: nvme.CNSIOCSAllocatedNamespaces, CSI: nvme.CSIZNS}, map[uint32]nvme.Status{0: field}},
+		{nvme.Identify{CNS: nvme.CNSIOCSAllocatedNamespace}, map[uint32]nvme.Status{0: ns, 1: zero, 1025: ns}},
+		{nvme.Identify{CNS: nvme.CNSIndependentAllocated}, map[uint32]nvme.Status{0: ns, 1: ok, 2: zero}},
 		{nvme.Identify{CNS: nvme.CNSNamespaceControllers}, map[uint32]nvme.Status{0: ns, 1: ok, 2: zero, 1025: ns, nvme.NSIDBroadcast: field}},
 		{nvme.Identify{CNS: nvme.CNSIOCommandSets, CNTID: 0xfffe}, map[uint32]nvme.Status{0: ctrl}},
 	} {

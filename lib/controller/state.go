@@ -98,6 +98,7 @@ func (c *Controller) restoreFeatures(s *state) {
 	f.values[nvme.FeatNumberOfQueues] = uint32(nvme.MakeNumberOfQueues(
 		min(granted.NSQ(), most.NSQ()), min(granted.NCQ(), most.NCQ())))
 	f.temperature, f.uncoalesced, f.tler = s.Temperature, s.Uncoalesced, s.TLER
+	c.spreadCoalescing()
 	f.host = nvme.HostBehavior{ACRE: s.ACRE & 1, LBAFEE: s.LBAFEE & 1, CDFE: s.CDFE & copyAcross}
 	c.copyFormats.Store(uint32(f.host.CDFE))
 	f.stamp = timestamp{base: s.StampBase, at: time.UnixMilli(s.StampAt), origin: s.StampOrigin}

@@ -37,6 +37,8 @@ type completions struct {
 	*qpair.CQ
 	sqs    []*queue
 	broken bool
+	held   int       // published entries that wait for others before they interrupt
+	due    time.Time // when they interrupt at the latest
 }
 
 // lane is a port's queues on one poller, from enable to reset. Its methods and
@@ -178,19 +180,53 @@ func (l *lane) execute(q *queue, slot uint16) {
 
 // publish shows results to the guest and interrupts it.
 func (l *lane) publish(cq *completions) int {
-	if cq.broken || l.dead || cq.Pending() == 0 {
+	if cq.broken || l.dead {
+		return 0
+	}
+	if cq.held > 0 && (l.stopping || !time.Now().Before(cq.due)) {
+		l.release(cq)
+	}
+	if cq.Pending() == 0 {
 		return 0
 	}
 	n, err := cq.Publish()
 	if n > 0 {
-		if vector, on := cq.Vector(); on {
-			l.port.fire(vector)
-		}
+		l.interrupt(cq, n)
 	}
 	if err != nil {
 		l.broken(err, &cq.broken)
 	}
 	return n
+}
+
+// interrupt tells the guest of n new entries, or waits for others if that is
+// what it wants (Interrupt Coalescing; never of the admin queue).
+func (l *lane) interrupt(cq *completions, n int) {
+	vector, on := cq.Vector()
+	if !on {
+		return
+	}
+	if cq.ID != 0 && !l.stopping {
+		if most, wait := l.ctrl.Coalescing(vector); wait > 0 {
+			if cq.held == 0 {
+				cq.due = time.Now().Add(wait)
+			}
+			if cq.held += n; cq.held < most {
+				return
+			}
+		}
+	}
+	cq.held = 0
+	l.port.fire(vector)
+}
+
+// release interrupts for entries that have waited, unless the guest has found
+// them by itself.
+func (l *lane) release(cq *completions) {
+	cq.held = 0
+	if vector, on := cq.Vector(); on && cq.Unread() {
+		l.port.fire(vector)
+	}
 }
 
 // broken follows an error of a ring: memory that is not mapped now suspends
@@ -307,9 +343,16 @@ func (l *lane) Arm() poller.Wake {
 	if l.suspended || l.dead {
 		return poller.WakeEvent
 	}
+	wake := poller.WakeEvent
+	if l.port.mapped && !l.stopping {
+		wake = poller.WakeLook
+	}
 	for _, cq := range l.cqs {
 		if !cq.broken && cq.Arm() {
 			return poller.WakeNow
+		}
+		if cq.held > 0 {
+			wake = poller.WakeLook
 		}
 		if l.stopping {
 			continue
@@ -323,10 +366,7 @@ func (l *lane) Arm() poller.Wake {
 			}
 		}
 	}
-	if l.port.mapped && !l.stopping {
-		return poller.WakeLook
-	}
-	return poller.WakeEvent
+	return wake
 }
 
 // Holds implements poller.Source.
