@@ -101,7 +101,7 @@ func (r *Request) Run() { r.Owner.Completed(r) }
 // queue was doing for this request has hit memory the guest took away.
 func (r *Request) Faulted() { r.Complete(nvme.StatusDataTransferError) }
 
-// Info is what a volume is: an immutable snapshot.
+// Info is what a volume is: an immutable snapshot. A Reshaper replaces it.
 type Info struct {
 	Size     uint64 // bytes, a multiple of Block
 	Block    uint32 // logical block: 512 or 4096 bytes
@@ -109,7 +109,7 @@ type Info struct {
 	// VolatileCache: completed writes survive power loss only after Flush.
 	VolatileCache bool
 	// Granularity is the preferred unit of writes in bytes, and what Discard
-	// can give up; at least Block.
+	// can give up; multiples of Block.
 	WriteGranularity   uint32
 	DiscardGranularity uint32
 	// AtomicUnit is the largest write in bytes that is never torn; at least Block.
@@ -126,6 +126,35 @@ type Volume interface {
 	Open(*poller.Poller) (Queue, error)
 	// Close gives the volume up; its queues have been closed.
 	Close() error
+}
+
+// Shape is what of a volume can change while it is in use.
+type Shape struct {
+	Size  uint64 // bytes, a multiple of Block
+	Block uint32 // 512 or 4096 bytes
+}
+
+// Shape returns the volume's shape.
+func (i *Info) Shape() Shape { return Shape{i.Size, i.Block} }
+
+// Reshaper is a volume whose shape can change while it is open and requests are
+// in flight. Changes are made one at a time; the methods may block.
+//
+// Growing is Extend, then Reshape; shrinking is Reshape, then Trim. What is
+// kept of the volume's size in between is for who changes it: Make opens a
+// volume whose medium holds more than its Spec says, as it is after a crash in
+// between, with the size of the Spec.
+type Reshaper interface {
+	// Extend has the medium hold size bytes or more, and survive power loss
+	// so. Info stays as it was, also after an error.
+	Extend(size uint64) error
+	// Reshape makes Info a snapshot of this shape; the medium holds that much.
+	// Requests in flight are not affected, but where the block changes there
+	// are none. After an error Info stays as it was.
+	Reshape(Shape) error
+	// Trim gives up what the medium holds beyond Info.Size, where no request
+	// is in flight.
+	Trim() error
 }
 
 // Queue is one poller's way to a volume. All methods are called on that poller.

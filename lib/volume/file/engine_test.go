@@ -32,14 +32,13 @@ func (v crooked) Open(p *poller.Poller) (volume.Queue, error) {
 		return nil, err
 	}
 	q := x.(*queue)
-	q.engine = &crookedEngine{engine: q.engine, p: p, unit: v.unit, rnd: rand.New(rand.NewPCG(1, 2))}
+	q.engine = &crookedEngine{engine: q.engine, p: p, rnd: rand.New(rand.NewPCG(1, 2))}
 	return q, nil
 }
 
 type crookedEngine struct {
 	engine
 	p     *poller.Poller
-	unit  uint64
 	rnd   *rand.Rand
 	calls []*crookedCall // by index of the op
 }
@@ -69,7 +68,7 @@ func (e *crookedEngine) start(o *op) error {
 		return e.refuse(c, o, unix.EOPNOTSUPP)
 	case k < 6 && len(o.call.iov) > 0:
 		// Less than the first piece, in the units that direct I/O ends at.
-		if n := (o.call.iov[0].Len/3 + 1) &^ (e.unit - 1); n > 0 {
+		if n := (o.call.iov[0].Len/3 + 1) &^ (o.layout.unit - 1); n > 0 {
 			c.short[0] = unix.Iovec{Base: o.call.iov[0].Base, Len: n}
 			o.call.iov = c.short[:]
 		}
@@ -94,10 +93,10 @@ func TestCrookedEngine(t *testing.T) {
 					requireRing(t, e.cfg)
 				}
 				volumetest.Suite(t, volumetest.Subject{
-					Make: func(t *testing.T, size uint64, block uint32) func() volume.Volume {
-						env, s := volumetest.NewEnv(t, t.TempDir()), spec(fmt.Sprint("size=", size), fmt.Sprint("block=", block))
-						return func() volume.Volume {
-							f := open(t, env, s)
+					Make: func(t *testing.T) func(volume.Shape) volume.Volume {
+						env, s := volumetest.NewEnv(t, t.TempDir()), spec()
+						return func(shape volume.Shape) volume.Volume {
+							f := open(t, env, shaped(s, shape))
 							if s.Reopen = true; cached {
 								f.useCache(t)
 							}
@@ -220,8 +219,10 @@ func script(t *testing.T) (*volumetest.Client, *scripted) {
 	t.Helper()
 	f := open(t, volumetest.NewEnv(t, t.TempDir()), spec("size=1M"))
 	t.Cleanup(func() { f.Close() })
-	f.direct, f.memAlign, f.unit = true, 512, 512
-	f.info.DiscardGranularity = 4096
+	l := *f.layout.Load()
+	l.direct, l.memAlign, l.unit = true, 512, 512
+	l.info.DiscardGranularity = 4096
+	f.layout.Store(&l)
 	c := volumetest.Connect(t, f, poller.Config{Name: "test", CPU: -1, Fence: -1})
 	e := &scripted{p: c.Poller}
 	c.On(func() { c.Queue.(*queue).engine = e })
@@ -343,7 +344,7 @@ func TestCancelLate(t *testing.T) {
 func TestBounceOnlyUnaligned(t *testing.T) {
 	f := open(t, volumetest.NewEnv(t, t.TempDir()), spec("size=1M"))
 	defer f.Close()
-	if !f.direct {
+	if !f.layout.Load().direct {
 		t.Skip("not run: the file system of the temporary folder has no direct I/O")
 	}
 	c := volumetest.Connect(t, f, poller.Config{Name: "test", CPU: -1, Fence: -1})
@@ -354,8 +355,8 @@ func TestBounceOnlyUnaligned(t *testing.T) {
 		want bool
 	}{
 		{mem.Segments(0, 4096), false},
-		{mem.Cut(f.memAlign, f.unit, 4096-f.unit), false},
-		{mem.Segments(4, 4096), f.memAlign > 4},
+		{mem.Cut(f.layout.Load().memAlign, f.layout.Load().unit, 4096-f.layout.Load().unit), false},
+		{mem.Segments(4, 4096), f.layout.Load().memAlign > 4},
 		{mem.Cut(0, 4, 4092), true},
 	} {
 		var used bool

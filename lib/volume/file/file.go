@@ -37,6 +37,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -61,8 +63,15 @@ var Kind = volume.Kind{
 
 // file is an open volume.
 type file struct {
+	path   string
+	fd     int
+	layout atomic.Pointer[layout]
+}
+
+// layout is what a file is to its volume; it is replaced as a whole. An op goes
+// by the one that it has begun with.
+type layout struct {
 	info volume.Info
-	fd   int
 	// direct: the file is open O_DIRECT. Memory must be aligned to memAlign
 	// bytes, offsets and lengths to unit bytes (1 and 1 if not direct); the
 	// volume's block is a multiple of unit.
@@ -84,9 +93,9 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (_ volume.Vo
 			data.giveUp()
 		}
 	}()
-	f := &file{fd: data.fd, info: volume.Info{Size: data.size, Block: o.block, VolatileCache: true, AtomicUnit: o.block}}
-	if err := f.probe(); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.path, err)
+	f := &file{path: o.path, fd: data.fd}
+	if err := f.adopt(volume.Shape{Size: data.size, Block: o.block}); err != nil {
+		return nil, err
 	}
 	spec.Note("path", o.path)
 	spec.Made = spec.Made || data.made
@@ -97,46 +106,83 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (_ volume.Vo
 // (Linux before 6.1, and file systems that do not care).
 const assumedAlign = 4096
 
-// probe asks the file system for its units and opens the file O_DIRECT if it
-// can serve the volume's blocks so.
-func (f *file) probe() error {
-	var st unix.Statx_t
-	const mask = unix.STATX_BASIC_STATS | unix.STATX_DIOALIGN
-	if err := unix.Statx(f.fd, "", unix.AT_EMPTY_PATH, mask, &st); err != nil {
-		return fmt.Errorf("asking for its file system's units: %w", err)
+// adopt makes the volume one of this shape, and opens the file O_DIRECT if its
+// file system can serve such blocks so. Nothing is in flight.
+func (f *file) adopt(s volume.Shape) error {
+	l, err := probe(f.fd, s)
+	if err == nil && l.direct && f.layout.Load() != nil {
+		// What the page cache holds of smaller blocks comes first.
+		err = unix.Fdatasync(f.fd)
 	}
-	f.memAlign, f.unit = assumedAlign, assumedAlign
+	if err == nil {
+		err = setDirect(f.fd, l)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.path, err)
+	}
+	f.layout.Store(l)
+	return nil
+}
+
+// probe asks the file system for its units.
+func probe(fd int, s volume.Shape) (*layout, error) {
+	var st unix.Statx_t
+	var fs unix.Statfs_t
+	const mask = unix.STATX_BASIC_STATS | unix.STATX_DIOALIGN
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, mask, &st)
+	if err == nil {
+		err = unix.Fstatfs(fd, &fs)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking for its file system's units: %w", err)
+	}
+	l := &layout{memAlign: assumedAlign, unit: assumedAlign, info: volume.Info{
+		Size: s.Size, Block: s.Block, VolatileCache: true, AtomicUnit: s.Block,
+		// Smaller writes make the file system read, change and write its
+		// block; smaller holes are not holes.
+		WriteGranularity:   granularity(s.Block, int64(st.Blksize)),
+		DiscardGranularity: granularity(s.Block, fs.Frsize),
+	}}
 	able := true
 	if st.Mask&unix.STATX_DIOALIGN != 0 {
-		f.memAlign, f.unit = uint64(st.Dio_mem_align), uint64(st.Dio_offset_align)
-		able = powerOfTwo(f.memAlign) && powerOfTwo(f.unit) // 0: not on this file
+		l.memAlign, l.unit = uint64(st.Dio_mem_align), uint64(st.Dio_offset_align)
+		able = powerOfTwo(l.memAlign) && powerOfTwo(l.unit) // 0: not on this file
 	}
-	if able && uint64(f.info.Block)%f.unit == 0 && f.memAlign <= bounceSize {
-		f.direct = setDirect(f.fd) == nil
+	l.direct = able && uint64(s.Block)%l.unit == 0 && l.memAlign <= bounceSize
+	return l, nil
+}
+
+// granularity is unit bytes, if that is a number of blocks.
+func granularity(block uint32, unit int64) uint32 {
+	if unit < int64(block) || unit > math.MaxUint32 || unit%int64(block) != 0 {
+		return block
 	}
-	if !f.direct {
-		f.memAlign, f.unit = 1, 1
-	}
-	// Smaller writes make the file system read, change and write its block;
-	// smaller holes are not holes.
-	f.info.WriteGranularity = max(f.info.Block, st.Blksize)
-	f.info.DiscardGranularity = max(f.info.Block, st.Blksize)
-	return nil
+	return uint32(unit)
 }
 
 func powerOfTwo(n uint64) bool { return n != 0 && n&(n-1) == 0 }
 
-// setDirect switches an open file to O_DIRECT, so that its lock stays.
-func setDirect(fd int) error {
+// setDirect switches an open file, so that its lock stays, to O_DIRECT if l
+// asks for that, else to the page cache. What the file system does not do
+// after all is taken out of l.
+func setDirect(fd int, l *layout) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
 		return err
 	}
-	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_DIRECT)
+	if l.direct {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_DIRECT)
+		l.direct = err == nil
+	}
+	if l.direct {
+		return nil
+	}
+	l.memAlign, l.unit = 1, 1
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_DIRECT)
 	return err
 }
 
-func (f *file) Info() *volume.Info { return &f.info }
+func (f *file) Info() *volume.Info { return &f.layout.Load().info }
 
 // Open returns a queue on the poller's io_uring, or one with threads of its
 // own where the poller has none.
@@ -152,6 +198,56 @@ func (f *file) Open(p *poller.Poller) (volume.Queue, error) {
 	}
 	p.Add(q)
 	return q, nil
+}
+
+// Extend implements volume.Reshaper: the new part is a hole.
+func (f *file) Extend(size uint64) error {
+	var st unix.Stat_t
+	err := unix.Fstat(f.fd, &st)
+	if err == nil && uint64(st.Size) < size {
+		err = f.truncate(size)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s longer, to %d bytes: %w", f.path, size, err)
+	}
+	return nil
+}
+
+// Trim implements volume.Reshaper.
+func (f *file) Trim() error {
+	var st unix.Stat_t
+	size := f.Info().Size
+	err := unix.Fstat(f.fd, &st)
+	if err == nil && uint64(st.Size) > size {
+		err = f.truncate(size)
+	}
+	if err != nil {
+		return fmt.Errorf("making %s shorter, to %d bytes: %w", f.path, size, err)
+	}
+	return nil
+}
+
+// truncate makes the file have this size, also after a power loss.
+func (f *file) truncate(size uint64) error {
+	if size > math.MaxInt64 {
+		return unix.EFBIG
+	}
+	if err := unix.Ftruncate(f.fd, int64(size)); err != nil {
+		return err
+	}
+	return unix.Fsync(f.fd)
+}
+
+// Reshape implements volume.Reshaper.
+func (f *file) Reshape(s volume.Shape) error {
+	now := f.layout.Load()
+	if s.Block != now.info.Block {
+		return f.adopt(s)
+	}
+	next := *now
+	next.info.Size = s.Size
+	f.layout.Store(&next)
+	return nil
 }
 
 // Close closes the file and so gives up its lock.

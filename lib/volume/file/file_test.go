@@ -54,6 +54,13 @@ func spec(kv ...string) *volume.Spec {
 	return s
 }
 
+// shaped returns s with the options of a shape.
+func shaped(s *volume.Spec, shape volume.Shape) *volume.Spec {
+	s.Note("size", fmt.Sprint(shape.Size))
+	s.Note("block", fmt.Sprint(shape.Block))
+	return s
+}
+
 func open(t testing.TB, env volume.Env, s *volume.Spec) *file {
 	t.Helper()
 	v, err := Kind.Make(context.Background(), env, s)
@@ -86,16 +93,16 @@ func suite(t *testing.T, dir string, cfg poller.Config, cached bool) {
 	}
 	n := 0
 	volumetest.Suite(t, volumetest.Subject{
-		Make: func(t *testing.T, size uint64, block uint32) func() volume.Volume {
+		Make: func(t *testing.T) func(volume.Shape) volume.Volume {
 			n++
-			s := spec(fmt.Sprintf("path=%s/%s%v%d", dir, cfg.Name, cached, n), fmt.Sprint("size=", size), fmt.Sprint("block=", block))
+			s := spec(fmt.Sprintf("path=%s/%s%v%d", dir, cfg.Name, cached, n))
 			t.Cleanup(func() {
 				if err := Kind.Delete(nil, s, true); err != nil {
 					t.Errorf("Delete: %v", err)
 				}
 			})
-			return func() volume.Volume {
-				f := open(t, volumetest.NewEnv(t, dir), s)
+			return func(shape volume.Shape) volume.Volume {
+				f := open(t, volumetest.NewEnv(t, dir), shaped(s, shape))
 				s.Reopen = true
 				if cached {
 					f.useCache(t)
@@ -116,7 +123,9 @@ func (f *file) useCache(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.direct, f.memAlign, f.unit = false, 1, 1
+	l := *f.layout.Load()
+	l.direct, l.memAlign, l.unit = false, 1, 1
+	f.layout.Store(&l)
 }
 
 // requireRing skips where pollers have no io_uring, unless LEAP_REQUIRE_URING=1
@@ -207,6 +216,64 @@ func TestExistingFile(t *testing.T) {
 		if b, err := os.ReadFile(path); err != nil || len(b) != 1<<20 || string(b[:11]) != "first bytes" {
 			t.Errorf("the file has changed: %d bytes, %q, %v", len(b), b[:11], err)
 		}
+	}
+}
+
+// A file that is longer than the volume that is opened again stays as it is;
+// only Trim cuts it. One that has become shorter is not taken.
+func TestReopenedLonger(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	write(t, path, 3<<20)
+	s := spec("path="+path, "size=1M")
+	s.Reopen = true
+	length := func() int64 {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	f := open(t, nil, s)
+	if n := f.Info().Size; n != 1<<20 || length() != 3<<20 {
+		t.Errorf("the volume has %d bytes, the file %d; want 1 and 3 MiB", n, length())
+	}
+	if err := f.Extend(2 << 20); err != nil || length() != 3<<20 {
+		t.Errorf("Extend within the file: %v, %d bytes", err, length())
+	}
+	if err := f.Trim(); err != nil || length() != 1<<20 {
+		t.Errorf("Trim: %v, %d bytes", err, length())
+	}
+	f.Close()
+	if err := os.Truncate(path, 512<<10); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Kind.Make(t.Context(), nil, s)
+	if fault.KindOf(err) != fault.Failure || !strings.Contains(err.Error(), "has 524288 bytes, and the volume has 1048576") {
+		t.Errorf("shorter: %v (%v), want a failure with both sizes", err, fault.KindOf(err))
+	}
+	if length() != 512<<10 {
+		t.Errorf("refused, the file has %d bytes", length())
+	}
+}
+
+// What the file system refuses leaves file and volume as they were.
+func TestExtendRefused(t *testing.T) {
+	f := open(t, volumetest.NewEnv(t, t.TempDir()), spec("size=1M"))
+	writable := f.fd
+	defer func() { f.fd = writable; f.Close() }()
+	var err error
+	if f.fd, err = unix.Open(f.path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(f.fd)
+	if err := f.Extend(2 << 20); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "making "+f.path+" longer, to 2097152 bytes") {
+		t.Errorf("Extend: %v", err)
+	}
+	if err := f.Extend(1 << 63); !errors.Is(err, unix.EFBIG) {
+		t.Errorf("Extend beyond what a file can be: %v", err)
+	}
+	if st, err := os.Stat(f.path); err != nil || st.Size() != 1<<20 || f.Info().Size != 1<<20 {
+		t.Errorf("the file has %d bytes, the volume %d: %v", st.Size(), f.Info().Size, err)
 	}
 }
 

@@ -53,6 +53,7 @@ type op struct {
 	index uint64 // in q.ops
 
 	r              *volume.Request // nil: free
+	layout         *layout         // of the file, as r began
 	step           step
 	offset, length uint64 // the range of the file
 	done           uint64 // bytes of it that are finished
@@ -182,7 +183,7 @@ func (o *op) finish(res int) {
 func (o *op) moved(n uint64) {
 	// Direct I/O goes on at a whole unit.
 	if rest := o.length - o.done; n < rest {
-		n &^= o.q.f.unit - 1
+		n &^= o.layout.unit - 1
 	}
 	if n == 0 {
 		// Nothing at all, inside the file: somebody has made it shorter.

@@ -111,6 +111,14 @@ func (o *options) check(d *data) error {
 	switch {
 	case st.Nlink == 0:
 		return fault.Errorf(fault.NotFound, "", "", "%s was deleted while it was being opened", o.path)
+	case o.reopen && o.size != 0:
+		// The file is longer after a resize that was cut short, or where
+		// somebody has appended to it: what is beyond is left alone.
+		if d.size < o.size {
+			return fault.New(fault.Failure, "", "", fmt.Errorf("%s has %d bytes, and the volume has %d: the file has become shorter",
+				o.path, d.size, o.size), "put the whole file back, or delete the volume")
+		}
+		d.size = o.size
 	case o.size != 0 && o.size != d.size:
 		return fault.New(fault.Exists, "", "", fmt.Errorf("%s exists and has %s (%d bytes), size= says %s (%d bytes)",
 			o.path, units.Size(d.size), d.size, units.Size(o.size), o.size),

@@ -52,7 +52,7 @@ func (q *queue) Submit(r *volume.Request) {
 	switch r.Op {
 	case volume.Read, volume.Write:
 		o.step = transfer
-		o.bounced = q.f.direct && dma.Misaligned(r.Segments, q.f.memAlign, q.f.unit)
+		o.bounced = o.layout.direct && dma.Misaligned(r.Segments, o.layout.memAlign, o.layout.unit)
 	case volume.Flush:
 		o.step = flush
 	case volume.WriteZeroes:
@@ -62,7 +62,7 @@ func (q *queue) Submit(r *volume.Request) {
 		}
 	case volume.Discard:
 		o.step = punch
-		o.narrow(uint64(q.f.info.DiscardGranularity))
+		o.narrow(uint64(o.layout.info.DiscardGranularity))
 	default:
 		o.end(nvme.StatusInternalError)
 		return
@@ -104,7 +104,7 @@ func (q *queue) take(r *volume.Request) *op {
 		o.ended = o.finishThread
 		q.ops = append(q.ops, o)
 	}
-	o.r, o.done, o.bounced = r, 0, false
+	o.r, o.layout, o.done, o.bounced = r, q.f.layout.Load(), 0, false
 	o.offset, o.length = r.Offset, r.Length
 	o.cancelled.Store(false)
 	r.Scratch[0] = o.index

@@ -7,6 +7,11 @@
 //
 // Data is copied by the CPU on the poller of the request. Blocks never
 // written, discarded or zeroed take no memory.
+//
+// The memory can grow. Pollers may be copying then, so a larger mapping takes
+// the place of the one before, which stays until Close. It never becomes
+// shorter, since that would kill whoever has it mapped: a volume that shrinks
+// gives up its pages instead.
 package mem
 
 import (
@@ -15,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +44,7 @@ var Kind = volume.Kind{
 }
 
 // seals: nobody can shrink the memory under our mapping, or unseal it.
-const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
 
 // keptName is the name leap-wpt knows the memory of a volume by.
 func keptName(spec *volume.Spec) string { return "mem/" + spec.Name }
@@ -51,24 +57,15 @@ func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume
 	if err != nil {
 		return nil, err
 	}
-	if size > math.MaxInt {
-		return nil, fault.Errorf(fault.Usage, "", "", "size %d is beyond this machine's address space", size)
-	}
 	fd, kept, err := memory(env, spec, size)
 	if err != nil {
 		return nil, err
 	}
-	data, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
-	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("mapping %d bytes of memory: %w", size, err)
+	m := &mem{name: keptName(spec), fd: fd}
+	_ = m.Reshape(volume.Shape{Size: size, Block: block}) // never fails
+	if err := m.remap(size); err != nil {
+		return nil, errors.Join(err, m.Close())
 	}
-	m := &mem{name: keptName(spec), fd: fd, data: data, info: volume.Info{
-		Size: size, Block: block,
-		WriteGranularity:   block,
-		DiscardGranularity: max(block, pageSize),
-		AtomicUnit:         block,
-	}}
 	if !kept {
 		if err := env.Keep(keptName(spec), fd); err != nil {
 			return nil, errors.Join(fmt.Errorf("having leap-wpt keep the memory: %w", err), m.Close())
@@ -98,7 +95,11 @@ func memory(env volume.Env, spec *volume.Spec, size uint64) (fd int, kept bool, 
 	case err != nil:
 		return -1, false, fmt.Errorf("fetching %s from leap-wpt: %w", name, err)
 	}
-	if err := checkMemory(fd, size); err != nil {
+	err = checkMemory(fd, size)
+	if err == nil {
+		err = trim(fd, size) // what a resize that was cut short has left
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, false, fmt.Errorf("%s kept by leap-wpt: %w", name, err)
 	}
@@ -107,6 +108,9 @@ func memory(env volume.Env, spec *volume.Spec, size uint64) (fd int, kept bool, 
 
 // newMemory makes zeroed, sealed memory.
 func newMemory(name string, size uint64) (int, error) {
+	if err := checkAddressable(size); err != nil {
+		return -1, err
+	}
 	fd, err := unix.MemfdCreate("leapio/"+name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return -1, fmt.Errorf("making memory: %w", err)
@@ -121,20 +125,34 @@ func newMemory(name string, size uint64) (int, error) {
 	return fd, nil
 }
 
-// checkMemory checks that fd can be mapped for good.
+// checkAddressable refuses what cannot be mapped.
+func checkAddressable(size uint64) error {
+	if size > math.MaxInt {
+		return fault.Errorf(fault.Usage, "", "", "size %d is beyond this machine's address space", size)
+	}
+	return nil
+}
+
+// checkMemory checks that fd can be mapped for good, size bytes of it.
 func checkMemory(fd int, size uint64) error {
 	got, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || got&seals != seals {
 		return fault.Errorf(fault.Failure, "", "", "it is no sealed memory")
 	}
+	has, err := sizeOf(fd)
+	if err == nil && has < size {
+		err = fault.Errorf(fault.Exists, "", "", "it has %d bytes, size= says %d", has, size)
+	}
+	return err
+}
+
+// sizeOf returns the size of the memory, used or not, in bytes.
+func sizeOf(fd int) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("asking for its size: %w", err)
+		return 0, fmt.Errorf("asking for the size of the memory: %w", err)
 	}
-	if uint64(st.Size) != size {
-		return fault.Errorf(fault.Exists, "", "", "it has %d bytes, size= says %d", st.Size, size)
-	}
-	return nil
+	return uint64(st.Size), nil
 }
 
 // remove has leap-wpt forget the memory, with data or without: nobody else
@@ -147,13 +165,17 @@ func remove(env volume.Env, spec *volume.Spec, _ bool) error {
 }
 
 type mem struct {
-	info volume.Info
 	name string // that leap-wpt knows the memory by
 	fd   int
-	data []byte
+	info atomic.Pointer[volume.Info]
+	data atomic.Pointer[[]byte] // the latest mapping: at least Info.Size bytes
+	maps [][]byte               // all of them
 }
 
-func (m *mem) Info() *volume.Info { return &m.info }
+func (m *mem) Info() *volume.Info { return m.info.Load() }
+
+// bytes returns the memory, which may be more than the volume has.
+func (m *mem) bytes() []byte { return *m.data.Load() }
 
 // Kept returns what a leap-wpt that does not know the volume yet is to keep.
 // The descriptor stays the volume's.
@@ -165,11 +187,85 @@ func (m *mem) Open(p *poller.Poller) (volume.Queue, error) {
 	return q, nil
 }
 
+// remap maps size bytes. Pollers go over to them with their next requests.
+func (m *mem) remap(size uint64) error {
+	data, err := unix.Mmap(m.fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("mapping %d bytes of memory: %w", size, err)
+	}
+	m.maps = append(m.maps, data)
+	m.data.Store(&data)
+	return nil
+}
+
+// Extend implements volume.Reshaper.
+func (m *mem) Extend(size uint64) error {
+	if err := checkAddressable(size); err != nil {
+		return err
+	}
+	// What is beyond the end, from a time when there was more, reads zero.
+	if err := m.Trim(); err != nil {
+		return err
+	}
+	has, err := sizeOf(m.fd)
+	if err != nil {
+		return err
+	}
+	if has < size {
+		switch err := unix.Ftruncate(m.fd, int64(size)); {
+		case errors.Is(err, unix.EPERM):
+			return fault.Errorf(fault.Unsupported, "", "", "the memory was made by a version of leap-soc that sealed it against growing").
+				Hint("make a new volume, and copy the data to it in the machine")
+		case err != nil:
+			return fmt.Errorf("making %d bytes of memory: %w", size, err)
+		}
+	}
+	if uint64(len(m.bytes())) < size {
+		return m.remap(size)
+	}
+	return nil
+}
+
+// Reshape implements volume.Reshaper.
+func (m *mem) Reshape(s volume.Shape) error {
+	m.info.Store(&volume.Info{
+		Size: s.Size, Block: s.Block,
+		WriteGranularity:   s.Block,
+		DiscardGranularity: max(s.Block, pageSize),
+		AtomicUnit:         s.Block,
+	})
+	return nil
+}
+
+// Trim implements volume.Reshaper.
+func (m *mem) Trim() error { return trim(m.fd, m.Info().Size) }
+
+// trim gives up all pages beyond size; what is left of the last one reads zero.
+func trim(fd int, size uint64) error {
+	has, err := sizeOf(fd)
+	if err != nil || has <= size {
+		return err
+	}
+	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	for {
+		switch err := unix.Fallocate(fd, punch, int64(size), int64(has-size)); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("giving up %d bytes of memory: %w", has-size, err)
+		}
+	}
+}
+
 func (m *mem) Close() error {
-	if m.data == nil {
+	if m.fd < 0 {
 		return nil
 	}
-	err := errors.Join(unix.Munmap(m.data), unix.Close(m.fd))
-	m.data, m.fd = nil, -1
+	err := unix.Close(m.fd)
+	for _, data := range m.maps {
+		err = errors.Join(err, unix.Munmap(data))
+	}
+	m.maps, m.fd = nil, -1
 	return err
 }

@@ -4,6 +4,7 @@
 package mem
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -34,11 +35,13 @@ func open(t testing.TB, env volume.Env, s *volume.Spec) *mem {
 
 func TestSuite(t *testing.T) {
 	volumetest.Suite(t, volumetest.Subject{
-		Make: func(t *testing.T, size uint64, block uint32) func() volume.Volume {
-			env, s := volumetest.NewEnv(t, t.TempDir()), spec(size, block)
-			return func() volume.Volume {
+		Make: func(t *testing.T) func(volume.Shape) volume.Volume {
+			env, reopen := volumetest.NewEnv(t, t.TempDir()), false
+			return func(shape volume.Shape) volume.Volume {
+				s := spec(shape.Size, shape.Block)
+				s.Reopen = reopen
 				v := open(t, env, s)
-				s.Reopen = true
+				reopen = true
 				return v
 			}
 		},
@@ -50,14 +53,14 @@ func TestSuite(t *testing.T) {
 func TestKept(t *testing.T) {
 	env, s := volumetest.NewEnv(t, t.TempDir()), spec(1<<20, 512)
 	m := open(t, env, s)
-	m.data[5] = 77
+	m.bytes()[5] = 77
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
 
 	s.Reopen = true
 	m = open(t, env, s)
-	if m.data[5] != 77 {
+	if m.bytes()[5] != 77 {
 		t.Error("opened again, the volume is empty")
 	}
 	m.Close()
@@ -70,7 +73,7 @@ func TestKept(t *testing.T) {
 
 	// A new volume does not show what one of the same name has left.
 	m = open(t, env, spec(1<<20, 512))
-	if m.data[5] != 0 {
+	if m.bytes()[5] != 0 {
 		t.Error("a new volume has old data")
 	}
 	m.Close()
@@ -85,7 +88,7 @@ func TestKept(t *testing.T) {
 	}
 	// As after a restart of the machine.
 	m = open(t, env, s)
-	if m.data[5] != 0 || env.Kept() != 1 {
+	if m.bytes()[5] != 0 || env.Kept() != 1 {
 		t.Error("the volume did not come back empty and kept")
 	}
 	m.Close()
@@ -111,6 +114,69 @@ func TestUnsealed(t *testing.T) {
 	}
 }
 
+// Memory of a version that sealed it against growing serves on, and only as
+// large as it is.
+func TestSealedAgainstGrowing(t *testing.T) {
+	env, s := volumetest.NewEnv(t, t.TempDir()), spec(1<<20, 512)
+	m := open(t, env, s)
+	if _, err := unix.FcntlInt(uintptr(m.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW); err == nil {
+		t.Error("the memory could be sealed by somebody else")
+	}
+	m.Close()
+	fd, err := unix.MemfdCreate("x", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals|unix.F_SEAL_GROW); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(env.Drop(keptName(s)), env.Keep(keptName(s), fd)); err != nil {
+		t.Fatal(err)
+	}
+	s.Reopen = true
+	m = open(t, env, s)
+	defer m.Close()
+	m.bytes()[5] = 77
+	if err := m.Extend(2 << 20); fault.KindOf(err) != fault.Unsupported || !strings.Contains(err.Error(), "sealed it against growing") {
+		t.Errorf("Extend: %v (%v), want an unsupported fault about seals", err, fault.KindOf(err))
+	}
+	if err := m.Extend(1 << 20); err != nil || m.bytes()[5] != 77 || m.Info().Size != 1<<20 {
+		t.Errorf("Extend to the same size: %v; %d bytes, beginning with %d", err, m.Info().Size, m.bytes()[5])
+	}
+}
+
+// A volume that shrinks gives its memory up, and one that grows beside a poller
+// that copies leaves it what it has mapped.
+func TestReshapeMemory(t *testing.T) {
+	const size = 4 << 20
+	m := open(t, volumetest.NewEnv(t, t.TempDir()), spec(size, 512))
+	defer m.Close()
+	old := m.bytes()
+	for i := range old {
+		old[i] = 1
+	}
+	if err := errors.Join(m.Reshape(volume.Shape{Size: pageSize + 512, Block: 512}), m.Trim()); err != nil {
+		t.Fatal(err)
+	}
+	if n := pages(t, m); n != 2 || old[pageSize+511] != 1 || old[pageSize+512] != 0 {
+		t.Errorf("%d pages in use, want 2; beyond the end: %d", n, old[pageSize+512])
+	}
+	if err := errors.Join(m.Extend(2*size), m.Reshape(volume.Shape{Size: 2 * size, Block: 512})); err != nil {
+		t.Fatal(err)
+	}
+	m.bytes()[size-1] = 7
+	if old[size-1] != 7 || len(m.maps) != 2 {
+		t.Errorf("the mapping of before shows %d, want 7; %d mappings", old[size-1], len(m.maps))
+	}
+	if err := m.Extend(size); err != nil || len(m.maps) != 2 {
+		t.Errorf("there is room: %v, %d mappings", err, len(m.maps))
+	}
+}
+
 // pages returns how much memory is in use, in pages.
 func pages(t *testing.T, m *mem) int64 {
 	t.Helper()
@@ -132,12 +198,12 @@ func TestHoles(t *testing.T) {
 	if n := pages(t, m); n != 0 {
 		t.Errorf("new: %d pages in use, want 0", n)
 	}
-	for i := range m.data {
-		m.data[i] = 1
+	for i := range m.bytes() {
+		m.bytes()[i] = 1
 	}
 	for _, op := range []volume.Op{volume.Discard, volume.WriteZeroes} {
-		for i := range m.data {
-			m.data[i] = 1
+		for i := range m.bytes() {
+			m.bytes()[i] = 1
 		}
 		r := volume.Request{Op: op, Offset: 512, Length: size - 1024}
 		if st := c.Do(t.Context(), &r); st != nvme.StatusSuccess {
@@ -146,12 +212,12 @@ func TestHoles(t *testing.T) {
 		if n := pages(t, m); n != 2 {
 			t.Errorf("after %s of all but two blocks: %d pages in use, want 2", op, n)
 		}
-		for i, v := range m.data {
+		for i, v := range m.bytes() {
 			if want := byte(0); v != want && i >= 512 && i < size-512 {
 				t.Fatalf("%s: byte %d is %d", op, i, v)
 			}
 		}
-		if m.data[511] != 1 || m.data[size-512] != 1 {
+		if m.bytes()[511] != 1 || m.bytes()[size-512] != 1 {
 			t.Errorf("%s went beyond its range", op)
 		}
 	}
@@ -164,7 +230,7 @@ func TestCancelClear(t *testing.T) {
 	defer m.Close()
 	c := volumetest.Connect(t, m, cfg)
 	defer c.Close()
-	m.data[0], m.data[size-1] = 1, 1
+	m.bytes()[0], m.bytes()[size-1] = 1, 1
 	reqs := []volume.Request{
 		{Op: volume.Discard, Length: size},
 		{Op: volume.Flush},
@@ -173,7 +239,7 @@ func TestCancelClear(t *testing.T) {
 	if reqs[0].Status != nvme.StatusAbortRequested || reqs[1].Status != nvme.StatusSuccess {
 		t.Errorf("got %v and %v, want the clear aborted and the flush done", reqs[0].Status, reqs[1].Status)
 	}
-	if m.data[size-1] != 1 {
+	if m.bytes()[size-1] != 1 {
 		t.Error("the clear went to its end")
 	}
 }

@@ -33,14 +33,14 @@ func (q *queue) Submit(r *volume.Request) {
 	switch r.Op {
 	case volume.Read:
 		before := q.p.Touch(r)
-		from := q.m.data[r.Offset:]
+		from := q.m.bytes()[r.Offset:]
 		for _, s := range r.Segments {
 			from = from[copy(s.Bytes(), from):]
 		}
 		q.p.Touch(before)
 	case volume.Write:
 		before := q.p.Touch(r)
-		to := q.m.data[r.Offset:]
+		to := q.m.bytes()[r.Offset:]
 		for _, s := range r.Segments {
 			to = to[copy(to, s.Bytes()):]
 		}
@@ -116,14 +116,14 @@ func (q *queue) Close() {}
 
 // clear makes a range read zero and gives up its whole pages.
 func (m *mem) clear(off, n uint64) {
-	end := off + n
+	data, end := m.bytes(), off+n
 	first, last := (off+pageSize-1)&^(pageSize-1), end&^(pageSize-1)
 	if first >= last {
-		clear(m.data[off:end])
+		clear(data[off:end])
 		return
 	}
-	clear(m.data[off:first])
-	clear(m.data[last:end])
+	clear(data[off:first])
+	clear(data[last:end])
 	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	for {
 		switch unix.Fallocate(m.fd, punch, int64(first), int64(last-first)) {
@@ -132,7 +132,7 @@ func (m *mem) clear(off, n uint64) {
 		case unix.EINTR:
 			continue
 		}
-		clear(m.data[first:last])
+		clear(data[first:last])
 		return
 	}
 }

@@ -11,6 +11,7 @@ package null
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -38,17 +39,27 @@ func create(_ context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume, 
 	if err != nil {
 		return nil, err
 	}
-	return &null{volume.Info{
-		Size: size, Block: block,
-		WriteGranularity: block, DiscardGranularity: block, AtomicUnit: block,
-	}}, nil
+	n := new(null)
+	return n, n.Reshape(volume.Shape{Size: size, Block: block})
 }
 
-type null struct{ info volume.Info }
+type null struct{ info atomic.Pointer[volume.Info] }
 
-func (n *null) Info() *volume.Info                          { return &n.info }
+func (n *null) Info() *volume.Info                          { return n.info.Load() }
 func (n *null) Open(p *poller.Poller) (volume.Queue, error) { return queue{p}, nil }
 func (n *null) Close() error                                { return nil }
+
+func (n *null) Extend(uint64) error { return nil }
+func (n *null) Trim() error         { return nil }
+
+// Reshape implements volume.Reshaper.
+func (n *null) Reshape(s volume.Shape) error {
+	n.info.Store(&volume.Info{
+		Size: s.Size, Block: s.Block,
+		WriteGranularity: s.Block, DiscardGranularity: s.Block, AtomicUnit: s.Block,
+	})
+	return nil
+}
 
 type queue struct{ p *poller.Poller }
 

@@ -26,8 +26,8 @@ func open(t testing.TB, size uint64, block uint32) volume.Volume {
 
 func TestSuite(t *testing.T) {
 	volumetest.Suite(t, volumetest.Subject{
-		Make: func(t *testing.T, size uint64, block uint32) func() volume.Volume {
-			return func() volume.Volume { return open(t, size, block) }
+		Make: func(t *testing.T) func(volume.Shape) volume.Volume {
+			return func(s volume.Shape) volume.Volume { return open(t, s.Size, s.Block) }
 		},
 		Poller:      poller.Config{Name: "test", CPU: -1, Fence: -1},
 		MovesNoData: true,

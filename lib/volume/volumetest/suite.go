@@ -20,9 +20,10 @@ import (
 
 // Subject is what Suite tests.
 type Subject struct {
-	// Make makes a new volume and returns how to open it: the first call opens
-	// it empty, each further one, after Close, as it was left.
-	Make func(t *testing.T, size uint64, block uint32) (open func() volume.Volume)
+	// Make makes a new volume and returns how to open it with a Spec of this
+	// shape: the first call opens it empty, each further one, after Close, as
+	// it was left.
+	Make func(t *testing.T) (open func(volume.Shape) volume.Volume)
 	// Poller is what the queues run on.
 	Poller poller.Config
 	// MovesNoData is set for volumes that promise so.
@@ -48,6 +49,9 @@ func Suite(t *testing.T, s Subject) {
 				{"fault", (*rig).fault},
 				{"reopen", (*rig).reopen},
 				{"pollers", (*rig).pollers},
+				{"grow", (*rig).grow},
+				{"shrink", (*rig).shrink},
+				{"block", (*rig).blockChanges},
 				{"allocations", (*rig).allocations},
 			} {
 				t.Run(c.name, func(t *testing.T) { c.run(newRig(t, s, block)) })
@@ -66,22 +70,22 @@ type rig struct {
 	*testing.T
 	s      Subject
 	block  uint64
-	open   func() volume.Volume
+	open   func(volume.Shape) volume.Volume
 	volume volume.Volume
 	client *Client
 	mem    *Memory
 }
 
 func newRig(t *testing.T, s Subject, block uint32) *rig {
-	r := &rig{T: t, s: s, block: uint64(block), open: s.Make(t, volumeSize, block), mem: NewMemory(t, memorySize)}
-	r.connect()
+	r := &rig{T: t, s: s, block: uint64(block), open: s.Make(t), mem: NewMemory(t, memorySize)}
+	r.connect(volume.Shape{Size: volumeSize, Block: block})
 	t.Cleanup(r.disconnect)
 	return r
 }
 
-func (r *rig) connect() {
+func (r *rig) connect(s volume.Shape) {
 	r.Helper()
-	r.volume = r.open()
+	r.volume = r.open(s)
 	r.client = Connect(r, r.volume, r.s.Poller)
 }
 
@@ -93,6 +97,13 @@ func (r *rig) disconnect() {
 			r.Errorf("Close: %v", err)
 		}
 	}
+}
+
+// reconnect opens the volume again, with a Spec of this shape.
+func (r *rig) reconnect(s volume.Shape) {
+	r.Helper()
+	r.disconnect()
+	r.connect(s)
 }
 
 // want runs a request and compares its status.
@@ -160,10 +171,14 @@ func pattern(seed, n uint64) []byte {
 	return b
 }
 
-func (r *rig) info() {
+func (r *rig) info() { r.shaped(volume.Shape{Size: volumeSize, Block: uint32(r.block)}) }
+
+// shaped checks what the volume says of itself, which is of this shape.
+func (r *rig) shaped(want volume.Shape) {
+	r.Helper()
 	i := r.volume.Info()
-	if i.Size != volumeSize || uint64(i.Block) != r.block {
-		r.Errorf("size %d, block %d; want %d, %d", i.Size, i.Block, volumeSize, r.block)
+	if i.Shape() != want {
+		r.Fatalf("shape %v, want %v", i.Shape(), want)
 	}
 	for _, x := range []struct {
 		name string
@@ -393,8 +408,7 @@ func (r *rig) reopen() {
 	r.span(volume.WriteZeroes, 0, 1<<20, 128<<10)
 	clear(whole[1<<20:][:128<<10])
 	r.span(volume.Flush, 0, 0, 0)
-	r.disconnect()
-	r.connect()
+	r.reconnect(r.volume.Info().Shape())
 	r.check(0, whole)
 	r.info()
 }
