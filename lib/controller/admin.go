@@ -38,7 +38,7 @@ func init() {
 		nvme.AdminDoorbellBufferConfig: {execute: (*Controller).doorbellBuffer, effects: nvme.ScopeController, oacs: nvme.OACSDoorbellBuffer, offered: (*Controller).canShadow},
 		nvme.AdminFormatNVM: {
 			execute: (*Controller).formatNVM, oacs: nvme.OACSFormatNVM,
-			effects: nvme.ScopeNamespace | nvme.EffectContentChange | nvme.EffectNoOthersSameNamespace,
+			effects: nvme.ScopeNamespace | nvme.EffectContentChange | nvme.EffectNamespaceCapability | nvme.EffectNoOthersSameNamespace,
 		},
 	}
 }

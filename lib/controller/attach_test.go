@@ -50,8 +50,8 @@ func isNamespace(blocks uint64, shift uint8) func(*testing.T, *hostCommand) {
 	return func(t *testing.T, cmd *hostCommand) {
 		var id nvme.IdentifyNamespace
 		copy(nvme.Bytes(&id), cmd.data())
-		if id.NSZE != blocks || id.NCAP != blocks || id.LBAF[0].LBADS != shift || id.NGUID == [16]byte{} {
-			t.Errorf("Identify Namespace: %d blocks of 2^%d, NGUID %x", id.NSZE, id.LBAF[0].LBADS, id.NGUID)
+		if lbads := id.LBAF[id.FormatIndex()].LBADS; id.NSZE != blocks || id.NCAP != blocks || lbads != shift || id.NGUID == [16]byte{} {
+			t.Errorf("Identify Namespace: %d blocks of 2^%d, NGUID %x", id.NSZE, lbads, id.NGUID)
 		}
 	}
 }

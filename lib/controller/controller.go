@@ -182,17 +182,9 @@ func (c *Controller) flush(then func(nvme.Status)) {
 	}
 }
 
-// namespaceChanged follows a change of the subsystem; left counts those who
-// have yet to call done. The subsystem's lock is held.
-func (c *Controller) namespaceChanged(nsid uint32, left *atomic.Int32, done func()) {
+// present returns the workers there are.
+func (c *Controller) present() []*Worker {
 	c.mu.Lock()
-	workers := c.workers
-	c.mu.Unlock()
-	for _, w := range workers {
-		left.Add(1)
-		if w.p.Post(func() { w.refresh(nsid, done) }) != nil {
-			done()
-		}
-	}
-	_ = c.p.Post(func() { c.namespaceEvent(nsid) })
+	defer c.mu.Unlock()
+	return c.workers // leave makes a new slice
 }

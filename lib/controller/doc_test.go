@@ -68,10 +68,9 @@ type document struct {
 	UUID, Serial    string // of a subsystem
 	NGUID, EUI64    string // of a volume with that UUID
 	Queues, Entries int
-	Formats         int // LBA formats of a namespace
 	Page            uint64
-	Blocks          [2]int // bytes; of the namespaces of this test
-	AWUN            int    // blocks, as the next two
+	Blocks          []int // bytes, by LBA format
+	AWUN            int   // blocks, as the next two
 	AWUPF, ACWU     int
 	SGLS            uint32
 	SGLPieces       int
@@ -93,6 +92,7 @@ type document struct {
 
 func newDocument(t *testing.T) *document {
 	sub := newSubsystem(t, newMemory(64<<20, 512), newMemory(1<<20, 4096))
+	sub.Namespace(1).Reblock = func(uint32, func(nvme.Status)) {}
 	sub.Namespace(2).Volume.Info().ReadOnly = true
 	pci := func(shadow bool) *host {
 		return connect(t, sub, func(c *Config) {
@@ -118,9 +118,9 @@ func (d *document) facts(t *testing.T) {
 	var id nvme.IdentifyController
 	copy(nvme.Bytes(&id), d.h.identified(nvme.Identify{CNS: nvme.CNSController}, 0))
 	var ns nvme.IdentifyNamespace
-	for i := range d.Blocks {
-		copy(nvme.Bytes(&ns), d.h.identified(nvme.Identify{CNS: nvme.CNSNamespace}, uint32(i+1)))
-		d.Blocks[i] = 1 << ns.LBAF[0].LBADS
+	copy(nvme.Bytes(&ns), d.h.identified(nvme.Identify{CNS: nvme.CNSNamespace}, 1))
+	for _, f := range ns.LBAF[:ns.NLBAF+1] {
+		d.Blocks = append(d.Blocks, 1<<f.LBADS)
 	}
 	uuid, err := nvme.ParseUUID("d9b2d63d-a233-4123-8478-36c2f8a6d1f5")
 	if err != nil {
@@ -132,7 +132,6 @@ func (d *document) facts(t *testing.T) {
 	d.UUID, d.Serial = uuid.String(), uuid.SerialNumber()
 	d.NGUID, d.EUI64 = fmt.Sprintf("%x", nguid), fmt.Sprintf("%x", ns.EUI64)
 	d.Queues, d.Entries = qpair.MaxQueues-1, qpair.MaxEntries
-	d.Formats = int(ns.NLBAF) + 1
 	d.Page = dma.PageSize
 	d.AWUN, d.AWUPF, d.ACWU = int(id.AWUN)+1, int(id.AWUPF)+1, int(id.ACWU)+1
 	d.SGLS, d.SGLPieces = id.SGLS, dma.MaxSGLRanges

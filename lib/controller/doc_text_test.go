@@ -121,8 +121,11 @@ as its words, its type and code (SCT/SC), and DNR where Do Not Retry is set. *PC
   Less data than is needed gets {{.SGLLength}}, other types of descriptors, keyed ones among them,
   {{.SGLType}}. Admin commands with an SGL get {{.SGLQueue}},
   as do all with an SGL for metadata. The reserved value of PSDT gets {{.PSDTReserved}}.
-- **Formats.** A namespace has {{.Formats}} LBA format, its volume's: blocks of {{index .Blocks 0}} or {{index .Blocks 1}} bytes, no metadata, no protection
-  information.
+- **Formats.** LBA formats{{range $i, $b := .Blocks}}{{if $i}} and{{end}} {{$i}} (blocks of {{$b}} bytes){{end}}, no metadata, no protection information. A namespace
+  has those that its size is a multiple of, and Format NVM goes from one to the other; one that is shared offers only
+  the one that its volume has, since other hosts may be using it.
+- **Changes.** When a volume is given another size or block, each host gets a Namespace Attribute Changed event, also for what has
+  changed while no runtime was there. Commands in execution go on with the size that they began with.
 - **Atomicity.** In blocks, AWUN is {{.AWUN}}, AWUPF {{.AWUPF}} and ACWU {{.ACWU}}; NAWUN, NAWUPF and NACWU say how much more a namespace's
   volume can do.
 - **Copy** understands descriptor formats {{.CopyFormats}}. Formats {{.CopyAcross}}, whose ranges name a namespace, must first be

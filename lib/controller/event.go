@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"encoding/binary"
 	"hash/crc32"
 	"math/bits"
 	"slices"
@@ -58,12 +59,16 @@ func (s *namespaceSet) list() (l nvme.NSList) {
 
 var _ [nvme.NSListMax]struct{} = [MaxNamespaces]struct{}{}
 
-// fingerprint tells namespaces apart; 0 is that of no namespace.
+// fingerprint tells namespaces apart, and what a host must know of one before
+// and after a change; 0 is that of no namespace.
 func fingerprint(ns *Namespace) uint32 {
 	if ns == nil {
 		return 0
 	}
-	return max(1, crc32.ChecksumIEEE(ns.UUID[:]))
+	info := ns.Volume.Info()
+	known := binary.LittleEndian.AppendUint64(ns.UUID[:len(ns.UUID):len(ns.UUID)], info.Size)
+	known = binary.LittleEndian.AppendUint32(known, info.Block)
+	return max(1, crc32.ChecksumIEEE(known))
 }
 
 // Parked returns the number of Asynchronous Event Requests that wait for an
@@ -176,8 +181,8 @@ func (ev *events) clear(lid nvme.LogPageID) {
 	}
 }
 
-// namespaceEvent notes that namespace nsid has come, gone or changed, and tells
-// the host: once, until it reads which ones have changed.
+// namespaceEvent notes that namespace nsid has come, gone or been replaced, and
+// tells the host: once, until it reads which ones have changed.
 func (c *Controller) namespaceEvent(nsid uint32) {
 	if c.closed {
 		return
@@ -186,6 +191,17 @@ func (c *Controller) namespaceEvent(nsid uint32) {
 	c.features.tler[nsid] = 0
 	c.events.changed.add(nsid)
 	c.Event(nvme.EventNamespaceAttribute)
+}
+
+// shapeEvent is namespaceEvent for a namespace whose volume may have changed:
+// what the host has set for it stays.
+func (c *Controller) shapeEvent(nsid uint32) {
+	if c.events.known[nsid] == fingerprint(c.sub.Namespace(nsid)) {
+		return
+	}
+	tler := c.features.tler[nsid]
+	c.namespaceEvent(nsid)
+	c.features.tler[nsid] = tler
 }
 
 // know takes the subsystem's namespaces as known to the host, which has not

@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/nvme"
@@ -21,11 +22,28 @@ type formatting struct{ atomic.Uint32 }
 // progress returns the Format Progress Indicator (FPI).
 func (f *formatting) progress() uint8 { return nvme.FPISupported | uint8(f.Load()) }
 
-// formatNVM erases a namespace (NVMe Base 5.14). Its LBA format is the only one
-// it has. Whether the host wants a secure erase or not, all that it wrote is
-// gone when the command succeeds, and reads as zero. Until then other commands
-// end with Format in Progress; if it fails or is cancelled, part of the data
-// has been erased and the namespace works as before.
+// lbaFormats are the blocks in bytes that a namespace can have, by LBA format.
+var lbaFormats = [...]uint32{512, 4096}
+
+// lbaFormat is the format of a block.
+func lbaFormat(block uint32) uint8 { return uint8(slices.Index(lbaFormats[:], block)) }
+
+// offers reports whether the namespace, whose volume is as info says, has
+// blocks of this size or can be given them.
+func (ns *Namespace) offers(info *volume.Info, block uint32) bool {
+	return block == info.Block || ns.Reblock != nil && info.Size%uint64(block) == 0
+}
+
+// formatNVM erases a namespace (NVMe Base 5.14) and gives it another block, if
+// the host wants one that it offers. Whether the host wants a secure erase or
+// not, all that it wrote is gone when the command succeeds, and reads as zero.
+// Until then other commands end with Format in Progress; if it fails or is
+// cancelled, part of the data has been erased, the block is what it was, and
+// the namespace works as before.
+//
+// Executed again after a restart it gives the same answer: if the block had
+// changed by then, it is the format that the namespace has, and the erase is
+// all that is left to do.
 func (c *Controller) formatNVM(cmd *Command) {
 	f := cmd.SQE.FormatNVM()
 	w := c.here()
@@ -37,7 +55,7 @@ func (c *Controller) formatNVM(cmd *Command) {
 		cmd.invalid() // FNA: one namespace at a time, no cryptographic erase
 		return
 	}
-	if f.LBAF != 0 || f.MSET || f.PI != 0 || f.PIL {
+	if int(f.LBAF) >= len(lbaFormats) || f.MSET || f.PI != 0 || f.PIL {
 		cmd.finish(dnr(nvme.StatusInvalidFormat))
 		return
 	}
@@ -48,6 +66,10 @@ func (c *Controller) formatNVM(cmd *Command) {
 	}
 	if cmd.ns.readOnly {
 		cmd.finish(dnr(nvme.StatusNamespaceWriteProtected))
+		return
+	}
+	if !cmd.ns.ns.offers(cmd.ns.info, lbaFormats[f.LBAF]) {
+		cmd.finish(dnr(nvme.StatusInvalidFormat))
 		return
 	}
 	if !cmd.ns.ns.formatting.CompareAndSwap(0, 100) {
@@ -89,13 +111,32 @@ func (c *Command) erased(st nvme.Status) {
 	case st != nvme.StatusSuccess:
 	case c.cancelled && !done:
 		st = nvme.StatusAbortRequested
-	case c.ns.gone && !done:
+	case c.admin.sub.Namespace(c.SQE.NSID) != c.ns.ns && !done:
 		st = c.worker.missing(c.SQE.NSID) // who removed it waits
 	case !done:
 		c.step += c.req.Length
 		c.eraseStep()
 		return
+	default:
+		if block := lbaFormats[c.SQE.FormatNVM().LBAF]; block != c.ns.info.Block {
+			c.reblock(block)
+			return
+		}
 	}
 	c.ns.ns.formatting.Store(0)
 	c.finish(st)
+}
+
+// reblock gives the namespace, which has been erased, another block. It waits
+// for all commands on the namespace, and so gives up its own hold first.
+func (c *Command) reblock(block uint32) {
+	n, p := c.ns, c.worker.p
+	c.ns = nil
+	n.release()
+	n.ns.Reblock(block, func(st nvme.Status) {
+		_ = p.Post(func() { // which runs as long as a command is in execution
+			n.ns.formatting.Store(0)
+			c.finish(st)
+		})
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -308,6 +309,7 @@ func (h *host) log(lid nvme.LogPageID, n int, rae bool) []byte {
 type memory struct {
 	mu     sync.Mutex // pollers use it at the same time
 	info   volume.Info
+	next   atomic.Pointer[volume.Info] // instead of info, once reshaped
 	bytes  []byte
 	fail   map[volume.Op]nvme.Status
 	hold   bool // keep requests until release
@@ -330,7 +332,24 @@ func newMemory(size uint64, block uint32) *memory {
 	}
 }
 
-func (m *memory) Info() *volume.Info { return &m.info }
+func (m *memory) Info() *volume.Info {
+	if next := m.next.Load(); next != nil {
+		return next
+	}
+	return &m.info
+}
+
+// reshape makes the volume have another size and block.
+func (m *memory) reshape(size uint64, block uint32) {
+	next := *m.Info()
+	next.Size, next.Block = size, block
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if more := int(size) - len(m.bytes); more > 0 {
+		m.bytes = append(m.bytes, make([]byte, more)...)
+	}
+	m.next.Store(&next)
+}
 
 func (m *memory) Open(p *poller.Poller) (volume.Queue, error) {
 	if m.noOpen != nil {

@@ -148,6 +148,7 @@ func (c *Controller) identifyNamespace(cmd *Command) ([]byte, nvme.Status) {
 	atomic := zeroBased(info.AtomicUnit, info.Block)
 	id := nvme.IdentifyNamespace{
 		NSZE: blocks, NCAP: blocks, NUSE: blocks,
+		FLBAS:  lbaFormat(info.Block),
 		NSFEAT: nvme.NSFEATAtomic | nvme.NSFEATOptimal,
 		NMIC:   ns.nmic(),
 		FPI:    ns.formatting.progress(),
@@ -161,7 +162,12 @@ func (c *Controller) identifyNamespace(cmd *Command) ([]byte, nvme.Status) {
 		NSATTR: ns.nsattr(),
 		NGUID:  nvme.UUID(ns.UUID).NGUID(),
 	}
-	id.LBAF[0].LBADS = log2(uint64(info.Block))
+	for i, block := range lbaFormats {
+		if ns.offers(info, block) {
+			id.LBAF[i].LBADS = log2(uint64(block)) // 0 where it is not available
+			id.NLBAF = uint8(i)
+		}
+	}
 	return nvme.Bytes(&id), nvme.StatusSuccess
 }
 

@@ -81,7 +81,7 @@ func TestIdentifyNamespace(t *testing.T) {
 		5: {
 			NSZE: 256, NCAP: 256, NUSE: 256, NSFEAT: 0x12, FPI: 0x80, DLFEAT: 8, NAWUN: 15, NAWUPF: 15, NACWU: 15, MSSRL: 256, MCL: 4096, MSRC: 255, NPDG: 65535, NPDA: 65535,
 			NVMCAP: nvme.Uint128{Lo: 1 << 20}, NGUID: nvme.UUID(testNamespace(5, nil).UUID).NGUID(), NMIC: 1, NSATTR: 1,
-			LBAF: [64]nvme.LBAFormat{{LBADS: 12}},
+			NLBAF: 1, FLBAS: 1, LBAF: [64]nvme.LBAFormat{{}, {LBADS: 12}},
 		},
 	} {
 		for _, cns := range []nvme.CNS{nvme.CNSNamespace, nvme.CNSAllocatedNamespace} {

@@ -55,8 +55,13 @@ func (c *Command) setRange(slba, blocks uint64) nvme.Status {
 // bytes converts a range of blocks; ok is false where it is not all within the
 // namespace.
 func (n *nsQueue) bytes(slba, blocks uint64) (off, length uint64, ok bool) {
-	if slba > n.blocks || blocks > n.blocks-slba {
-		return 0, 0, false
+	if size := n.blocks; slba > size || blocks > size-slba {
+		// Its host may know that the volume has grown before this worker does.
+		now := n.ns.Volume.Info()
+		size = now.Size >> n.shift
+		if now.Block != n.info.Block || slba > size || blocks > size-slba {
+			return 0, 0, false
+		}
 	}
 	return slba << n.shift, blocks << n.shift, true
 }

@@ -27,6 +27,12 @@ type Namespace struct {
 	Shared bool     // may be attached to several controllers (NMIC)
 	// ReadOnly: hosts cannot change it, whatever the volume could do.
 	ReadOnly bool
+	// Reblock changes the volume's block to block bytes, for Format NVM, and
+	// calls done, on any goroutine, when the change is durable and followed
+	// (Subsystem.Follow); or with the reason why the volume is as it was. It is
+	// called on a poller and returns at once; no command on the namespace
+	// begins meanwhile. nil: the block cannot change.
+	Reblock func(block uint32, done func(nvme.Status))
 
 	fence      fence
 	formatting formatting
@@ -82,7 +88,7 @@ func (s *Subsystem) Add(ns *Namespace) error {
 	}
 	next := slices.Insert(slices.Clone(all), i, ns)
 	s.table.Store(&next)
-	s.changed(ns.NSID, func() {})()
+	s.tell(func() {}, (*Worker).refresh, (*Controller).namespaceEvent, ns.NSID)()
 	return nil
 }
 
@@ -99,15 +105,32 @@ func (s *Subsystem) Remove(nsid uint32, drained func()) bool {
 	}
 	next := slices.Delete(slices.Clone(all), i, i+1)
 	s.table.Store(&next)
-	told := s.changed(nsid, drained)
+	told := s.tell(drained, (*Worker).refresh, (*Controller).namespaceEvent, nsid)
 	s.mu.Unlock()
 	told() // drained may be called, which may use the subsystem
 	return true
 }
 
-// changed tells every controller that nsid came or went. s.mu is held; the
-// caller calls told when it no longer holds it.
-func (s *Subsystem) changed(nsid uint32, drained func()) (told func()) {
+// Follow has every controller take up what the volume of namespace nsid is now
+// (Volume.Info). Hosts that know it otherwise are told by an event. Commands
+// that have begun go on with what the volume was; drained is called when the
+// last of them has ended. It reports whether there is such a namespace.
+func (s *Subsystem) Follow(nsid uint32, drained func()) bool {
+	s.mu.Lock()
+	if s.Namespace(nsid) == nil {
+		s.mu.Unlock()
+		return false
+	}
+	told := s.tell(drained, (*Worker).renew, (*Controller).shapeEvent, nsid)
+	s.mu.Unlock()
+	told()
+	return true
+}
+
+// tell has every worker follow a change of nsid, and every controller tell its
+// host; drained is called when the workers are done. s.mu is held; the caller
+// calls told when it no longer holds it.
+func (s *Subsystem) tell(drained func(), follow func(*Worker, uint32, func()), event func(*Controller, uint32), nsid uint32) (told func()) {
 	left := new(atomic.Int32)
 	left.Store(1)
 	done := func() {
@@ -116,7 +139,13 @@ func (s *Subsystem) changed(nsid uint32, drained func()) (told func()) {
 		}
 	}
 	for _, c := range s.controllers {
-		c.namespaceChanged(nsid, left, done)
+		for _, w := range c.present() {
+			left.Add(1)
+			if w.p.Post(func() { follow(w, nsid, done) }) != nil {
+				done()
+			}
+		}
+		_ = c.p.Post(func() { event(c, nsid) })
 	}
 	return done
 }

@@ -40,7 +40,9 @@ func (c *Counts) add(o Counts) {
 	c.MediaErrors += o.MediaErrors
 }
 
-// nsQueue is a namespace as one worker reaches it.
+// nsQueue is a namespace as one worker reaches it. What it says of the volume
+// is never changed: one that has changed gets a new nsQueue (Worker.renew),
+// and commands in execution keep the one they have begun with.
 type nsQueue struct {
 	w        *Worker
 	ns       *Namespace
@@ -49,10 +51,13 @@ type nsQueue struct {
 	blocks   uint64
 	readOnly bool
 	queue    volume.Queue
+	users    *int // nsQueues that queue is open for
 	writes   writes
 	inflight int
-	gone     bool   // no new commands; closed when inflight is 0
-	drained  func() // told when closed
+	gone     bool     // no new commands; closed when inflight is 0
+	closed   bool     //
+	drained  []func() // told when this one and those before it are closed
+	earlier  *nsQueue // before it, of the same volume
 }
 
 // release ends a command's use of the namespace.
@@ -72,16 +77,31 @@ func (n *nsQueue) retire() {
 }
 
 func (n *nsQueue) close() {
+	n.closed = true
 	n.ns.fence.leave(n)
-	n.queue.Close()
+	if *n.users--; *n.users == 0 {
+		n.queue.Close()
+	}
 	if n.w.ns[n.ns.NSID] == n {
 		n.w.ns[n.ns.NSID] = nil
 	}
-	if n.drained != nil {
-		n.drained()
+	if open := n.earlier.firstOpen(); open != nil {
+		open.drained = append(open.drained, n.drained...)
+	} else {
+		for _, told := range n.drained {
+			told()
+		}
 	}
 	n.w.open--
 	n.w.leave()
+}
+
+// firstOpen returns the latest of n and those before it that is not closed.
+func (n *nsQueue) firstOpen() *nsQueue {
+	for n != nil && n.closed {
+		n = n.earlier
+	}
+	return n
 }
 
 // Worker opens the controller's namespaces on poller p and returns the worker
@@ -135,16 +155,28 @@ func (w *Worker) show(ns *Namespace) error {
 	for uint32(len(w.ns)) <= ns.NSID {
 		w.ns = append(w.ns, nil)
 	}
-	info := ns.Volume.Info()
-	w.open++
-	n := &nsQueue{
-		w: w, ns: ns, info: info, queue: q,
-		readOnly: info.ReadOnly || ns.ReadOnly,
-		shift:    uint(bits.TrailingZeros32(info.Block)), blocks: info.Size / uint64(info.Block),
-	}
-	ns.fence.enter(n)
-	w.ns[ns.NSID] = n
+	w.enter(&nsQueue{ns: ns, queue: q, users: new(int)})
 	return nil
+}
+
+// enter has n, whose namespace and queue are set, be the way to its namespace.
+func (w *Worker) enter(n *nsQueue) {
+	info := n.ns.Volume.Info()
+	n.w, n.info = w, info
+	n.readOnly = info.ReadOnly || n.ns.ReadOnly
+	n.shift, n.blocks = uint(bits.TrailingZeros32(info.Block)), info.Size/uint64(info.Block)
+	*n.users++
+	w.open++
+	n.ns.fence.enter(n)
+	w.ns[n.ns.NSID] = n
+}
+
+// at returns the way to namespace nsid, or nil.
+func (w *Worker) at(nsid uint32) *nsQueue {
+	if nsid >= uint32(len(w.ns)) {
+		return nil
+	}
+	return w.ns[nsid]
 }
 
 // refresh follows a change of namespace nsid; done is called when the worker
@@ -152,19 +184,36 @@ func (w *Worker) show(ns *Namespace) error {
 // namespace answers Namespace Not Ready.
 func (w *Worker) refresh(nsid uint32, done func()) {
 	now := w.c.sub.Namespace(nsid)
-	if uint32(len(w.ns)) > nsid && w.ns[nsid] != nil && w.ns[nsid].ns != now {
-		n := w.ns[nsid]
+	if n := w.at(nsid); n != nil && n.ns != now {
 		w.ns[nsid] = nil
-		n.drained = done
+		n.drained = append(n.drained, done)
 		n.retire()
 		done = func() {}
 	}
-	if now != nil && !w.closed && (uint32(len(w.ns)) <= nsid || w.ns[nsid] == nil) {
+	if now != nil && !w.closed && w.at(nsid) == nil {
 		if err := w.show(now); err != nil {
 			w.c.log.Error("namespace cannot be opened", "nsid", nsid, "err", err)
 		}
 	}
 	done()
+}
+
+// renew follows a change of the volume of namespace nsid; done is called when
+// the commands begun before have ended. The queue stays open, so that nothing
+// can fail.
+func (w *Worker) renew(nsid uint32, done func()) {
+	n := w.at(nsid)
+	if n == nil {
+		done()
+		return
+	}
+	n.drained = append(n.drained, done)
+	if !n.gone {
+		next := &nsQueue{ns: n.ns, queue: n.queue, users: n.users, earlier: n}
+		w.enter(next)
+		n.retire()
+		next.earlier = n.firstOpen()
+	}
 }
 
 // Execute runs an I/O command. The command's Carrier is told the end, possibly
@@ -203,13 +252,14 @@ func knownPSDT(e *nvme.SQE) bool { return e.PSDT() <= nvme.PSDTSGLMPTRSGL }
 
 // reach returns namespace nsid as the worker reaches it, or nil and why not.
 func (w *Worker) reach(nsid uint32) (*nsQueue, nvme.Status) {
-	if nsid >= uint32(len(w.ns)) || w.ns[nsid] == nil || w.ns[nsid].gone {
+	n := w.at(nsid)
+	if n == nil || n.gone {
 		return nil, w.missing(nsid)
 	}
-	if w.ns[nsid].ns.formatting.Load() != 0 {
+	if n.ns.formatting.Load() != 0 {
 		return nil, nvme.StatusFormatInProgress
 	}
-	return w.ns[nsid], nvme.StatusSuccess
+	return n, nvme.StatusSuccess
 }
 
 // use has the command run on namespace nsid, if the worker reaches that.
