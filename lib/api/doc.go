@@ -32,6 +32,7 @@
 //	GET    /v1/volumes                            []Volume
 //	POST   /v1/volumes                            VolumeSpec, Volume
 //	GET    /v1/volumes/{name}                     Volume
+//	PUT    /v1/volumes/{name}                     VolumeResize, Volume
 //	DELETE /v1/volumes/{name}                     VolumeDelete, None
 //	GET    /v1/subsystems                         []Subsystem
 //	POST   /v1/subsystems                         SubsystemSpec, Subsystem

@@ -66,6 +66,24 @@ type Volume struct {
 	UsedBy  List[string] `json:"used_by"` // "namespace SUBSYSTEM/NSID"
 }
 
+// VolumeResize gives a volume another size.
+type VolumeResize struct {
+	Size   units.Size `json:"size"`   // bytes
+	Add    bool       `json:"add"`    // to the size it has; else that is its size
+	Shrink bool       `json:"shrink"` // it may be less: what is beyond is given up
+}
+
+// Check tells whether the words of the request are well-formed.
+func (s VolumeResize) Check() error {
+	switch {
+	case s.Size == 0 && !s.Add:
+		return fault.Errorf(fault.Usage, "", "", "bad size 0: a volume is not empty")
+	case s.Add && s.Shrink:
+		return fault.Errorf(fault.Usage, "", "", "a volume does not shrink by an addition")
+	}
+	return nil
+}
+
 // VolumeDelete says what goes with the entry of a volume.
 type VolumeDelete struct {
 	Data bool `json:"data"` // the data file as well, if leap-soc made it

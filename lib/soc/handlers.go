@@ -57,6 +57,9 @@ func (r *Runtime) volumeCalls(m *http.ServeMux) {
 		}
 		return r.describeVolume(v), nil
 	})
+	api.Handle(m, "PUT /v1/volumes/{name}", func(ctx context.Context, in api.VolumeResize) (api.Volume, error) {
+		return r.resizeVolume(ctx, api.Param(ctx, "name"), in)
+	})
 	api.Handle(m, "DELETE /v1/volumes/{name}", func(ctx context.Context, in api.VolumeDelete) (api.None, error) {
 		return api.None{}, r.deleteVolume(api.Param(ctx, "name"), in.Data)
 	})

@@ -8,6 +8,7 @@
 //	soc.go         start and stop, in order
 //	attach.go      the link to leap-wpt: attach, serve, attach again
 //	volumes.go     volumes: made, opened again, deleted
+//	reshape.go     volumes that change their size or block
 //	subsystems.go  subsystems, namespaces, hosts
 //	record.go      what is kept in STATE and what is shown as facts in RUN
 //	handlers.go    the control API
@@ -59,6 +60,7 @@ type Runtime struct {
 	subsystemFacts *api.Facts
 
 	refreshes sync.WaitGroup // goroutines that have ports look for their subsystem
+	changes   sync.WaitGroup // and those that change volumes for hosts
 
 	mu         sync.Mutex
 	volumes    map[string]*vol
@@ -137,6 +139,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer done()
 	err = errors.Join(err, server.Shutdown(stop))
 	r.refreshes.Wait()
+	r.changes.Wait()
 	return errors.Join(err, r.clearFacts())
 }
 

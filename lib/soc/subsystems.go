@@ -15,6 +15,7 @@ import (
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/units"
+	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
 
@@ -84,13 +85,22 @@ func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
 	if v.volume == nil {
 		return fault.Errorf(fault.Failure, "", "", "volume %s is not ready: %w", ns.Volume, v.err)
 	}
+	if err := v.settled(); err != nil {
+		return err
+	}
 	id, err := nvme.ParseUUID(v.spec.UUID)
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", ns.Volume, err)
 	}
-	return s.model.Add(&controller.Namespace{
+	out := &controller.Namespace{
 		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared, ReadOnly: ns.ReadOnly,
-	})
+	}
+	// A host that formats what others use would take the ground from under
+	// them: only a use that is the only one can change the block.
+	if _, ok := v.volume.(volume.Reshaper); ok && !ns.Shared {
+		out.Reblock = r.reblocker(ns.Volume)
+	}
+	return s.model.Add(out)
 }
 
 // findSubsystem returns a subsystem by name or NQN. r.mu is held.

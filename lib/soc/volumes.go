@@ -40,6 +40,8 @@ type vol struct {
 	spec   volume.Spec
 	volume volume.Volume // nil: failed
 	err    error         // why
+	// changing: its size or block is being changed, without the lock.
+	changing bool
 }
 
 func (v *vol) state() (state, reason string) {
@@ -216,6 +218,9 @@ func (r *Runtime) deleteVolume(name string, data bool) error {
 	}
 	if users := r.users(name); len(users) > 0 {
 		return fault.Errorf(fault.Exists, "", "", "volume %s is in use by %s", name, strings.Join(users, ", "))
+	}
+	if err := v.settled(); err != nil {
+		return err
 	}
 	if data && !v.spec.Made && kinds[v.spec.Kind].Delete != nil {
 		return fault.Errorf(fault.Permission, "", "", "the data of volume %s was not made by leap-soc", name).

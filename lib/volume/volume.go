@@ -145,6 +145,7 @@ func (i *Info) Shape() Shape { return Shape{i.Size, i.Block} }
 // volume whose medium holds more than its Spec says, as it is after a crash in
 // between, with the size of the Spec.
 type Reshaper interface {
+	Volume
 	// Extend has the medium hold size bytes or more, and survive power loss
 	// so. Info stays as it was, also after an error.
 	Extend(size uint64) error

@@ -21,7 +21,7 @@ func Command() *cli.Command {
 		Commands: []*cli.Command{
 			run(),
 			{Name: "volume", Usage: "addressable blocks", Commands: []*cli.Command{
-				volumeCreate(), volumeList(), volumeShow(), volumeDelete(), volumeDescribe(),
+				volumeCreate(), volumeList(), volumeShow(), volumeResize(), volumeDelete(), volumeDescribe(),
 			}},
 			{Name: "subsystem", Usage: "NVM subsystems", Commands: []*cli.Command{
 				subsystemCreate(), subsystemList(), subsystemShow(), subsystemDelete(),

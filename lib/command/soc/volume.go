@@ -13,6 +13,7 @@ import (
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/units"
 )
 
 // volumeColumns are those of volume list; volume show has more at the end.
@@ -162,6 +163,43 @@ func volumeShow() *cli.Command {
 				return command.About(call, name, err)
 			}
 			return cli.Show(call, volumeDetails, v)
+		},
+	}
+}
+
+func volumeResize() *cli.Command {
+	var (
+		runtime string
+		in      api.VolumeResize
+	)
+	return &cli.Command{
+		Name:  "resize",
+		Usage: "give a volume another size, also while it is in use",
+		Help:  "SIZE is the new size, or +SIZE what is added. Hosts see it at once.",
+		Args:  "VOLUME SIZE",
+		Flags: []cli.Flag{
+			command.RuntimeFlag(&runtime),
+			{Name: "shrink", Usage: "it may become smaller: what is beyond the new end is lost", Value: cli.Bool(&in.Shrink)},
+		},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			name := call.Arg(0)
+			if err := command.CheckNames("volume", name); err != nil {
+				return err
+			}
+			var size string
+			var err error
+			size, in.Add = strings.CutPrefix(call.Arg(1), "+")
+			if in.Size, err = units.ParseSize(size); err != nil {
+				return err
+			}
+			if err := in.Check(); err != nil {
+				return err
+			}
+			client, err := command.Runtime(call, runtime)
+			if err != nil {
+				return err
+			}
+			return command.About(call, name, client.Put(ctx, api.Path("volumes", name), in, nil))
 		},
 	}
 }
