@@ -143,6 +143,8 @@ type Poller struct {
 	posted   atomic.Bool // inbox may hold something
 	sleeping atomic.Bool
 	stopping bool
+	started  time.Time
+	load     load
 
 	// Owned by the loop.
 	ring     *uring.Ring
@@ -160,6 +162,8 @@ type Poller struct {
 	idleTurn time.Time // when the last turn without work ended
 	look     time.Duration
 	stop     bool
+	now      int64 // see Now; 0: to be read
+	busy     int64 // since when there has been work, as Now; 0: there was none, or none that asked
 	events   [64]unix.EpollEvent
 	woken    [8]byte // read from wake
 }
@@ -169,7 +173,7 @@ var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // Start makes a poller and starts its loop.
 func Start(cfg Config) (*Poller, error) {
-	p := &Poller{cfg: cfg, mode: cfg.Mode, done: make(chan struct{})}
+	p := &Poller{cfg: cfg, mode: cfg.Mode, done: make(chan struct{}), started: time.Now()}
 	var err error
 	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("starting poller %s: epoll: %w", cfg.Name, err)
@@ -266,8 +270,10 @@ func (p *Poller) loop() {
 	for !p.stop {
 		if p.turn() > 0 {
 			p.idle, p.look = time.Time{}, 0
+			bump(&p.load.turns, 1)
 			continue
 		}
+		p.rest()
 		if p.spin() {
 			continue
 		}
@@ -279,6 +285,7 @@ func (p *Poller) loop() {
 func (p *Poller) turn() int {
 	n := p.runInbox()
 	for i := 0; i < len(p.sources); i++ {
+		p.now = 0
 		n += p.sources[i].Poll()
 	}
 	n += p.runDeferred()
@@ -344,6 +351,7 @@ func (p *Poller) sleep() {
 		ts := unix.NsecToTimespec(int64(p.look))
 		timeout = &ts
 	}
+	bump(&p.load.sleeps, 1)
 	n, err := epollWait(p.epoll, p.events[:], timeout)
 	if err != nil {
 		return // EINTR: look again
@@ -375,6 +383,7 @@ func (p *Poller) runInbox() int {
 	for p.next < len(p.batch) {
 		f := p.batch[p.next]
 		p.next++ // first: f may fault
+		p.now = 0
 		f()
 		n++
 	}
@@ -388,6 +397,9 @@ func (p *Poller) runDeferred() int {
 	for p.runNext < len(p.deferred) && n < maxDeferred {
 		r := p.deferred[p.runNext]
 		p.runNext++ // first: r may fault
+		if n%clockStep == 0 {
+			p.now = 0
+		}
 		r.Run()
 		n++
 	}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package poller
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// clockStep is how many continuations run by one reading of the clock, which
+	// costs as much as some of them.
+	clockStep = 16
+	// busyStep is how long a poller works before Load shows it.
+	busyStep = 10 * time.Millisecond
+)
+
+// Now returns the time since the poller started, in nanoseconds. The clock is
+// read at most once for each posted function, Poll of a source and clockStep
+// continuations, and not at all where nobody asks. It never goes backwards, and
+// is never ahead.
+func (p *Poller) Now() time.Duration {
+	if p.now == 0 {
+		p.Tick()
+	}
+	return time.Duration(p.now)
+}
+
+// Tick reads the clock: Now goes on from there. A source calls it that has just
+// seen work it is to date.
+func (p *Poller) Tick() {
+	p.now = int64(time.Since(p.started))
+	switch {
+	case p.busy == 0:
+		p.busy = p.now
+	case p.now-p.busy > int64(busyStep):
+		bump(&p.load.busy, p.now-p.busy)
+		p.busy = p.now
+	}
+}
+
+// rest notes that a turn has found nothing to do.
+func (p *Poller) rest() {
+	if p.busy != 0 {
+		bump(&p.load.busy, int64(time.Since(p.started))-p.busy)
+		p.busy = 0
+	}
+}
+
+// load is what Load shows. The loop is its only writer.
+type load struct{ busy, turns, sleeps atomic.Int64 }
+
+// bump adds to a word of which the caller is the only writer.
+func bump(w *atomic.Int64, n int64) { w.Store(w.Load() + n) }
+
+// Load is what a poller has done since it started.
+type Load struct {
+	// Busy is the time it spent on commands: from the first that it found to the
+	// turn that found nothing.
+	Busy   time.Duration
+	Turns  uint64 // that found something to do
+	Sleeps uint64
+}
+
+// Load may be called from any goroutine. Busy lags behind by at most some
+// milliseconds.
+func (p *Poller) Load() Load {
+	return Load{
+		Busy: time.Duration(p.load.busy.Load()), Turns: uint64(p.load.turns.Load()), Sleeps: uint64(p.load.sleeps.Load()),
+	}
+}
