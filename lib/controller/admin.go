@@ -60,6 +60,9 @@ func (c *Controller) canShadow() bool { return c.cfg.Queues != nil && c.cfg.Queu
 func (c *Controller) Admin(cmd *Command) {
 	cmd.begin()
 	cmd.admin = c
+	if cmd.began = 0; nvme.AdminOpcode(cmd.SQE.Opcode) != nvme.AdminAsyncEventRequest {
+		cmd.began = c.p.Now() // an event request waits for something to happen
+	}
 	op := &adminCommands[cmd.SQE.Opcode]
 	switch {
 	case c.events.request(cmd.SQE.CID) != nil:

@@ -5,9 +5,11 @@ package controller
 
 import (
 	"bytes"
+	"time"
 
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -45,6 +47,7 @@ type Command struct {
 	DW0, DW1 uint32        // of the completion
 	Status   nvme.Status
 	Carrier  Carrier
+	Stats    *stats.Set // counts the command for the transport; nil: nothing does
 
 	admin  *Controller // of an admin command
 	worker *Worker     // of an I/O command
@@ -52,7 +55,10 @@ type Command struct {
 	next   func(*Command) // goes on when what is waited for is there
 	// then is told the end of a request; nil: that is the end of the command.
 	then        func(*Command, nvme.Status)
-	off, length uint64   // range of the command in bytes
+	off, length uint64        // range of the command in bytes
+	discarded   uint64        // bytes of the ranges before it
+	began       time.Duration // as poller.Now; 0: the command is not counted
+	kind        stats.Kind
 	step        uint64   // progress of commands that need several requests
 	at          *nsQueue // has the request, or holds it back
 	pair        *Command // the other half of a fused pair
@@ -76,7 +82,7 @@ func (c *Command) begin() {
 	c.Segments = c.Segments[:0]
 	c.DW0, c.DW1, c.Status = 0, 0, nvme.StatusSuccess
 	c.admin, c.worker, c.ns, c.next, c.then, c.at, c.pair = nil, nil, nil, nil, nil, nil, nil
-	c.off, c.length, c.step = 0, 0, 0
+	c.off, c.length, c.step, c.discarded, c.kind = 0, 0, 0, 0, stats.Others
 	c.cancelled, c.fenced = false, false
 }
 
@@ -114,7 +120,9 @@ func (c *Command) finish(st nvme.Status) {
 	if w := c.worker; w != nil && w.scratch.user == c {
 		w.scratch.release()
 	}
+	c.count(c.Stats, st)
 	if ns := c.ns; ns != nil {
+		c.countHere(st)
 		c.ns = nil
 		ns.release()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // Model and firmware revision, as Identify Controller reports them.
@@ -68,6 +69,7 @@ type Controller struct {
 	cfg    Config
 	p      *poller.Poller
 	log    *slog.Logger
+	stats  *stats.Group  // of all namespaces, since it was enabled
 	cntlid atomic.Uint32 // changed by Subsystem.allocate and rename only
 
 	// writeThrough: the host has disabled the volatile write cache.
@@ -79,14 +81,12 @@ type Controller struct {
 
 	mu      sync.Mutex
 	workers []*Worker
-	past    Counts // of workers that have ended
-	ended   bool   // Close was called
+	ended   bool // Close was called
 
 	// Owned by the admin poller.
 	features  features
 	events    events
 	errors    errorRing
-	counted   Counts // of all workers, as Controller.count found them
 	keepAlive keepAlive
 	queueMade bool   // an I/O queue has been created: Number of Queues is settled
 	last      state  // as State saw it last
@@ -97,7 +97,7 @@ type Controller struct {
 // New returns a controller of the subsystem, enabled, with default features.
 // It is called on the admin poller.
 func (s *Subsystem) New(cfg Config) (*Controller, error) {
-	c := &Controller{sub: s, cfg: cfg, p: cfg.Poller, log: cfg.Log}
+	c := &Controller{sub: s, cfg: cfg, p: cfg.Poller, log: cfg.Log, stats: stats.NewGroup()}
 	c.features.reset(cfg.MaxQueues)
 	if err := s.allocate(c, cfg.CNTLID); err != nil {
 		return nil, err
@@ -146,7 +146,6 @@ func (c *Controller) leave(w *Worker) {
 	}
 	// A new slice: the old one may be being walked.
 	c.workers = append(c.workers[:i:i], c.workers[i+1:]...)
-	c.past.add(w.counts)
 	last := c.ended && len(c.workers) == 0
 	c.mu.Unlock()
 	if last {

@@ -33,7 +33,8 @@
 //	logPages         log.go       log pages, by identifier
 //	featureTable     feature.go   features, by identifier
 //
-// event.go tells the host of what it did not ask for, keepalive.go watches over
+// count.go counts commands, for SMART and for whoever has given a namespace or
+// a command something to count with. event.go tells the host of what it did not ask for, keepalive.go watches over
 // a host that may be gone, and state.go lets another runtime go on as the same
 // controller.
 package controller

@@ -120,8 +120,6 @@ func (c *Command) enclosed() {
 func (c *Command) writePair() {
 	second := c.pair
 	second.then = (*Command).finish
-	second.worker.counts.WriteCommands++
-	second.worker.counts.WrittenBytes += second.length
 	second.submit(volume.Write, second.fua())
 }
 

@@ -6,6 +6,7 @@ package controller
 import (
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -18,18 +19,19 @@ type ioCommand struct {
 	fuses     uint16 // bit of FUSES: it may be the first of such a pair
 	changes   bool   // it changes the namespace: not one that is write protected
 	broadcast bool   // takes NSID FFFFFFFFh
+	kind      stats.Kind
 }
 
 // ioCommands is the NVM command set (NVM Command Set Specification 3), by opcode.
 var ioCommands = [256]ioCommand{
-	nvme.IOFlush:             {execute: (*Worker).flush, broadcast: true},
-	nvme.IOWrite:             {execute: (*Worker).write, changes: true, effects: nvme.EffectContentChange},
-	nvme.IORead:              {execute: (*Worker).read},
-	nvme.IOCompare:           {execute: (*Worker).compare, oncs: nvme.ONCSCompare, fuses: nvme.FUSESCompareAndWrite},
-	nvme.IOWriteZeroes:       {execute: (*Worker).writeZeroes, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSWriteZeroes},
-	nvme.IODatasetManagement: {execute: (*Worker).datasetManagement, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSDatasetManagement},
-	nvme.IOVerify:            {execute: (*Worker).verify, oncs: nvme.ONCSVerify},
-	nvme.IOCopy:              {execute: (*Worker).copyBlocks, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSCopy},
+	nvme.IOFlush:             {execute: (*Worker).flush, kind: stats.Flush, broadcast: true},
+	nvme.IOWrite:             {execute: (*Worker).write, kind: stats.Write, changes: true, effects: nvme.EffectContentChange},
+	nvme.IORead:              {execute: (*Worker).read, kind: stats.Read},
+	nvme.IOCompare:           {execute: (*Worker).compare, kind: stats.Compare, oncs: nvme.ONCSCompare, fuses: nvme.FUSESCompareAndWrite},
+	nvme.IOWriteZeroes:       {execute: (*Worker).writeZeroes, kind: stats.WriteZeroes, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSWriteZeroes},
+	nvme.IODatasetManagement: {execute: (*Worker).datasetManagement, kind: stats.Discard, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSDatasetManagement},
+	nvme.IOVerify:            {execute: (*Worker).verify, kind: stats.Verify, oncs: nvme.ONCSVerify},
+	nvme.IOCopy:              {execute: (*Worker).copyBlocks, kind: stats.Copy, changes: true, effects: nvme.EffectContentChange, oncs: nvme.ONCSCopy},
 }
 
 // maxWriteZeroes and maxVerify are the longest Write Zeroes and Verify in bytes
@@ -86,10 +88,10 @@ func (c *Command) Completed(r *volume.Request) {
 	if c.listed {
 		c.at.writes.remove(c)
 	}
-	c.at = nil
-	if r.Status != nvme.StatusSuccess {
-		c.worker.failed(r)
+	if r.Status.Code()>>8 == nvme.Status(nvme.SCTMedia) {
+		c.at.stats.MediaError()
 	}
+	c.at = nil
 	if c.pair != nil && r.Status.Code() == nvme.StatusAbortRequested && c.stopped() {
 		return
 	}
@@ -102,13 +104,6 @@ func (c *Command) requestEnded(st nvme.Status) {
 		c.then(c, st)
 	} else {
 		c.finish(st)
-	}
-}
-
-// failed counts media errors.
-func (w *Worker) failed(r *volume.Request) {
-	if r.Status.Code()>>8 == nvme.Status(nvme.SCTMedia) {
-		w.counts.MediaErrors++
 	}
 }
 
@@ -131,8 +126,6 @@ func (w *Worker) read(c *Command) {
 }
 
 func submitRead(c *Command) {
-	c.worker.counts.ReadCommands++
-	c.worker.counts.ReadBytes += c.length
 	c.settled(func(c *Command) { c.submit(volume.Read, 0) })
 }
 
@@ -165,8 +158,6 @@ func (w *Worker) write(c *Command) {
 }
 
 func submitWrite(c *Command) {
-	c.worker.counts.WriteCommands++
-	c.worker.counts.WrittenBytes += c.length
 	c.submit(volume.Write, c.fua())
 }
 
@@ -220,6 +211,7 @@ func flushed(c *Command, st nvme.Status) {
 		c.Status = st
 	}
 	ns := c.ns
+	c.countHere(st)
 	c.ns = nil
 	ns.release()
 	if !c.stopped() {
@@ -256,6 +248,7 @@ func discarded(c *Command, st nvme.Status) {
 		c.finish(st)
 		return
 	}
+	c.discarded += c.length
 	if c.step++; !c.stopped() {
 		c.nextRange()
 	}

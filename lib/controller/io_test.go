@@ -9,6 +9,7 @@ import (
 
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -153,7 +154,7 @@ func TestIOStatus(t *testing.T) {
 			t.Errorf("%v: %v, want %v", x, cmd.Status, nvme.StatusWriteFault)
 		}
 	}
-	if got := h.w.counts.MediaErrors; got != 4 {
+	if got := h.smart().MediaErrors.Lo; got != 4 {
 		t.Errorf("%d media errors, want 4", got)
 	}
 	m.log = nil
@@ -344,6 +345,7 @@ func TestIOAllocations(t *testing.T) {
 		ranges := []nvme.DSMRange{{SLBA: 1, NLB: 1}}
 		b := &bareCarrier{segment: [1]dma.Segment{dma.SegmentOf(append(nvme.SliceBytes(ranges), make([]byte, 4080)...))}}
 		b.Init(b)
+		b.Stats = stats.NewSet()
 		var allocs float64
 		h.do(func() {
 			real := h.w.ns[1].queue

@@ -6,13 +6,13 @@ package controller
 import (
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // logPage is one row of the table of log pages.
 type logPage struct {
-	size   uint64                   // bytes; 0 for a page that there is not
-	read   func(*Controller) []byte // the page, or its head if the rest is zero
-	counts bool                     // read needs Controller.counted to be current
+	size uint64                   // bytes; 0 for a page that there is not
+	read func(*Controller) []byte // the page, or its head if the rest is zero
 }
 
 // logPages is the table of log pages (NVMe Base 5.16.1), by identifier. It is
@@ -23,7 +23,7 @@ func init() {
 	logPages = [256]logPage{
 		nvme.LogSupportedLogPages: {size: 1024, read: (*Controller).supportedLogPages},
 		nvme.LogErrorInformation:  {size: errorEntries * 64, read: (*Controller).errorLog},
-		nvme.LogSMART:             {size: 512, read: (*Controller).smartLog, counts: true},
+		nvme.LogSMART:             {size: 512, read: (*Controller).smartLog},
 		nvme.LogFirmwareSlot:      {size: 512, read: (*Controller).firmwareSlotLog},
 		nvme.LogChangedNamespaces: {size: 4096, read: (*Controller).changedNamespaces},
 		nvme.LogCommandEffects:    {size: 4096, read: (*Controller).commandEffects},
@@ -50,10 +50,6 @@ func (c *Controller) getLogPage(cmd *Command) {
 		return
 	case get.LID == nvme.LogCommandEffects && get.CSI != nvme.CSINVM:
 		cmd.invalid()
-		return
-	}
-	if page.counts {
-		c.count(func() { cmd.data(uint32(get.Bytes()), ToHost, c.sendLogPage) })
 		return
 	}
 	cmd.data(uint32(get.Bytes()), ToHost, c.sendLogPage)
@@ -127,44 +123,26 @@ func (c *Controller) errorLog() []byte {
 // smartLog shows what the controller has counted since it was enabled. There is
 // no medium that wears and no sensor: spare and life are whole, and the
 // temperature is 0 K, "not reported", rather than invented.
+//
+// Compare and Verify read as Read does (NVM Command Set Specification 4.1.4.2).
 func (c *Controller) smartLog() []byte {
+	total := c.stats.Total()
+	var reads, read uint64
+	for _, k := range [...]stats.Kind{stats.Read, stats.Compare, stats.Verify} {
+		reads += total.Commands(k)
+		read += total.Bytes(k)
+	}
 	l := nvme.SMARTLog{
 		AvailableSpare:          100,
 		AvailableSpareThreshold: 10,
-		DataUnitsRead:           nvme.Uint128{Lo: nvme.DataUnits(c.counted.ReadBytes)},
-		DataUnitsWritten:        nvme.Uint128{Lo: nvme.DataUnits(c.counted.WrittenBytes)},
-		HostReadCommands:        nvme.Uint128{Lo: c.counted.ReadCommands},
-		HostWriteCommands:       nvme.Uint128{Lo: c.counted.WriteCommands},
-		MediaErrors:             nvme.Uint128{Lo: c.counted.MediaErrors},
+		DataUnitsRead:           nvme.Uint128{Lo: nvme.DataUnits(read)},
+		DataUnitsWritten:        nvme.Uint128{Lo: nvme.DataUnits(total.Bytes(stats.Write))},
+		HostReadCommands:        nvme.Uint128{Lo: reads},
+		HostWriteCommands:       nvme.Uint128{Lo: total.Commands(stats.Write)},
+		MediaErrors:             nvme.Uint128{Lo: total.MediaErrors},
 		ErrorLogEntries:         nvme.Uint128{Lo: c.errors.count},
 	}
 	return nvme.Bytes(&l)
-}
-
-// count brings c.counted up to date: each worker's counts are read on its own
-// poller. then is called on the admin poller.
-func (c *Controller) count(then func()) {
-	c.mu.Lock()
-	c.counted = c.past
-	workers := c.workers
-	c.mu.Unlock()
-	left := len(workers) + 1
-	add := func(n Counts) {
-		c.counted.add(n)
-		if left--; left == 0 {
-			then()
-		}
-	}
-	for _, w := range workers {
-		err := w.p.Post(func() {
-			n := w.counts
-			_ = c.p.Post(func() { add(n) }) // the admin poller outlives the command
-		})
-		if err != nil { // the poller has stopped, and the worker ended before
-			add(Counts{})
-		}
-	}
-	add(Counts{})
 }
 
 func (c *Controller) firmwareSlotLog() []byte {

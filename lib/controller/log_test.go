@@ -164,7 +164,7 @@ func TestSMARTLog(t *testing.T) {
 	}
 	want := nvme.SMARTLog{
 		AvailableSpare: 100, AvailableSpareThreshold: 10,
-		DataUnitsRead: nvme.Uint128{Lo: 7}, DataUnitsWritten: nvme.Uint128{Lo: 1}, // 6001 and 12 blocks
+		DataUnitsRead: nvme.Uint128{Lo: 6}, DataUnitsWritten: nvme.Uint128{Lo: 1}, // 6000 and 12 blocks
 		HostReadCommands: nvme.Uint128{Lo: 7}, HostWriteCommands: nvme.Uint128{Lo: 6}, MediaErrors: nvme.Uint128{Lo: 1},
 	}
 	if got := h.smart(); got != want {

@@ -122,8 +122,6 @@ func (w *Worker) verify(c *Command) {
 // scan reads the command's range piece by piece. The pieces of a Compare are
 // compared with the host's data.
 func (c *Command) scan() {
-	c.worker.counts.ReadCommands++
-	c.worker.counts.ReadBytes += c.length
 	c.withScratch(func(c *Command) {
 		c.fencePair(func(c *Command) { c.settled(scanFirst) })
 	})

@@ -44,7 +44,7 @@ func TestCompare(t *testing.T) {
 				}
 			}
 		}
-		if got := h.w.counts; got.MediaErrors != 0 || got.ReadCommands == 0 || got.WriteCommands != 0 {
+		if got := h.smart(); got.MediaErrors.Lo != 0 || got.HostReadCommands.Lo == 0 || got.HostWriteCommands.Lo != 0 {
 			t.Errorf("counts %+v", got)
 		}
 	}
@@ -84,7 +84,7 @@ func TestScanPieces(t *testing.T) {
 			t.Errorf("%v of a bad block: %v", op, st)
 		}
 	}
-	if got := h.w.counts.MediaErrors; got != 2 {
+	if got := h.smart().MediaErrors.Lo; got != 2 {
 		t.Errorf("%d media errors, want 2", got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -33,6 +34,9 @@ type Namespace struct {
 	// called on a poller and returns at once; no command on the namespace
 	// begins meanwhile. nil: the block cannot change.
 	Reblock func(block uint32, done func(nvme.Status))
+	// Stats counts the namespace's commands, VolumeStats those of its volume in
+	// all namespaces that show it; nil: nobody does.
+	Stats, VolumeStats *stats.Group
 
 	fence      fence
 	formatting formatting

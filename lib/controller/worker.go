@@ -9,6 +9,7 @@ import (
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -20,24 +21,8 @@ type Worker struct {
 	ns      []*nsQueue // by NSID; nil where there is none
 	open    int        // queues that are not closed, those about to go included
 	closed  bool
-	counts  Counts
 	scratch scratch
 	pairs   pairs
-}
-
-// Counts are what a worker has done; they only grow.
-type Counts struct {
-	ReadCommands, WriteCommands uint64
-	ReadBytes, WrittenBytes     uint64
-	MediaErrors                 uint64
-}
-
-func (c *Counts) add(o Counts) {
-	c.ReadCommands += o.ReadCommands
-	c.WriteCommands += o.WriteCommands
-	c.ReadBytes += o.ReadBytes
-	c.WrittenBytes += o.WrittenBytes
-	c.MediaErrors += o.MediaErrors
 }
 
 // nsQueue is a namespace as one worker reaches it. What it says of the volume
@@ -51,7 +36,8 @@ type nsQueue struct {
 	blocks   uint64
 	readOnly bool
 	queue    volume.Queue
-	users    *int // nsQueues that queue is open for
+	users    *int // nsQueues that queue and stats are for
+	stats    *stats.Set
 	writes   writes
 	inflight int
 	gone     bool     // no new commands; closed when inflight is 0
@@ -81,6 +67,7 @@ func (n *nsQueue) close() {
 	n.ns.fence.leave(n)
 	if *n.users--; *n.users == 0 {
 		n.queue.Close()
+		n.stats.End()
 	}
 	if n.w.ns[n.ns.NSID] == n {
 		n.w.ns[n.ns.NSID] = nil
@@ -155,11 +142,11 @@ func (w *Worker) show(ns *Namespace) error {
 	for uint32(len(w.ns)) <= ns.NSID {
 		w.ns = append(w.ns, nil)
 	}
-	w.enter(&nsQueue{ns: ns, queue: q, users: new(int)})
+	w.enter(&nsQueue{ns: ns, queue: q, stats: stats.NewSet(w.c.stats, ns.Stats, ns.VolumeStats), users: new(int)})
 	return nil
 }
 
-// enter has n, whose namespace and queue are set, be the way to its namespace.
+// enter has n, whose namespace, queue and stats are set, be the way to its namespace.
 func (w *Worker) enter(n *nsQueue) {
 	info := n.ns.Volume.Info()
 	n.w, n.info = w, info
@@ -209,7 +196,7 @@ func (w *Worker) renew(nsid uint32, done func()) {
 	}
 	n.drained = append(n.drained, done)
 	if !n.gone {
-		next := &nsQueue{ns: n.ns, queue: n.queue, users: n.users, earlier: n}
+		next := &nsQueue{ns: n.ns, queue: n.queue, stats: n.stats, users: n.users, earlier: n}
 		w.enter(next)
 		n.retire()
 		next.earlier = n.firstOpen()
@@ -221,9 +208,17 @@ func (w *Worker) renew(nsid uint32, done func()) {
 // one turn of the poller: a first half that is then alone is ended, with
 // Aborted due to Missing Fused Command.
 func (w *Worker) Execute(c *Command) {
+	c.began = w.p.Now()
+	w.execute(c)
+}
+
+// execute is Execute for a command whose beginning is known, or that is not
+// counted.
+func (w *Worker) execute(c *Command) {
 	c.begin()
 	c.worker = w
 	op := &ioCommands[c.SQE.Opcode]
+	c.kind = op.kind
 	switch {
 	case (c.SQE.Fuse() != nvme.FuseNone || len(w.pairs.first) > 0) && w.pairs.take(c):
 		// half of a pair
@@ -270,6 +265,9 @@ func (w *Worker) use(c *Command, nsid uint32) nvme.Status {
 	}
 	c.ns = n
 	n.inflight++
+	if c.began != 0 {
+		n.stats.Begin()
+	}
 	return nvme.StatusSuccess
 }
 
@@ -298,5 +296,5 @@ func (w *Worker) flushAll(done func(nvme.Status)) {
 	f := &flusher{done: done}
 	f.Init(f)
 	f.SQE.Opcode, f.SQE.NSID = uint8(nvme.IOFlush), nvme.NSIDBroadcast
-	w.Execute(&f.Command)
+	w.execute(&f.Command)
 }

@@ -4,14 +4,15 @@
 package poller
 
 import (
-	"sync/atomic"
 	"time"
+
+	"github.com/leapio/leapio/lib/stats"
 )
 
 const (
 	// clockStep is how many continuations run by one reading of the clock, which
 	// costs as much as some of them.
-	clockStep = 16
+	clockStep = 32
 	// busyStep is how long a poller works before Load shows it.
 	busyStep = 10 * time.Millisecond
 )
@@ -35,7 +36,7 @@ func (p *Poller) Tick() {
 	case p.busy == 0:
 		p.busy = p.now
 	case p.now-p.busy > int64(busyStep):
-		bump(&p.load.busy, p.now-p.busy)
+		p.load.busy.Add(uint64(p.now - p.busy))
 		p.busy = p.now
 	}
 }
@@ -43,16 +44,13 @@ func (p *Poller) Tick() {
 // rest notes that a turn has found nothing to do.
 func (p *Poller) rest() {
 	if p.busy != 0 {
-		bump(&p.load.busy, int64(time.Since(p.started))-p.busy)
+		p.load.busy.Add(uint64(int64(time.Since(p.started)) - p.busy))
 		p.busy = 0
 	}
 }
 
-// load is what Load shows. The loop is its only writer.
-type load struct{ busy, turns, sleeps atomic.Int64 }
-
-// bump adds to a word of which the caller is the only writer.
-func bump(w *atomic.Int64, n int64) { w.Store(w.Load() + n) }
+// load is what Load shows. The loop is its writer.
+type load struct{ busy, turns, sleeps stats.Counter }
 
 // Load is what a poller has done since it started.
 type Load struct {
@@ -67,6 +65,6 @@ type Load struct {
 // milliseconds.
 func (p *Poller) Load() Load {
 	return Load{
-		Busy: time.Duration(p.load.busy.Load()), Turns: uint64(p.load.turns.Load()), Sleeps: uint64(p.load.sleeps.Load()),
+		Busy: time.Duration(p.load.busy.Load()), Turns: p.load.turns.Load(), Sleeps: p.load.sleeps.Load(),
 	}
 }

@@ -270,7 +270,7 @@ func (p *Poller) loop() {
 	for !p.stop {
 		if p.turn() > 0 {
 			p.idle, p.look = time.Time{}, 0
-			bump(&p.load.turns, 1)
+			p.load.turns.Add(1)
 			continue
 		}
 		p.rest()
@@ -351,7 +351,7 @@ func (p *Poller) sleep() {
 		ts := unix.NsecToTimespec(int64(p.look))
 		timeout = &ts
 	}
-	bump(&p.load.sleeps, 1)
+	p.load.sleeps.Add(1)
 	n, err := epollWait(p.epoll, p.events[:], timeout)
 	if err != nil {
 		return // EINTR: look again

@@ -14,6 +14,7 @@ import (
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/wpt/link"
@@ -94,6 +95,7 @@ func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
 	}
 	out := &controller.Namespace{
 		NSID: ns.NSID, Volume: v.volume, Name: ns.Volume, UUID: id, Shared: ns.Shared, ReadOnly: ns.ReadOnly,
+		Stats: stats.NewGroup(), VolumeStats: v.stats,
 	}
 	// A host that formats what others use would take the ground from under
 	// them: only a use that is the only one can change the block.

@@ -15,6 +15,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/file"
@@ -42,6 +43,7 @@ type vol struct {
 	err    error         // why
 	// changing: its size or block is being changed, without the lock.
 	changing bool
+	stats    *stats.Group // since this runtime has it
 }
 
 func (v *vol) state() (state, reason string) {
@@ -61,7 +63,7 @@ func (r *Runtime) load(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, spec := range rec.Volumes {
-		v := &vol{spec: spec}
+		v := &vol{spec: spec, stats: stats.NewGroup()}
 		v.spec.Reopen = true
 		if v.volume, v.err = r.open(ctx, &v.spec); v.err != nil {
 			if ctx.Err() != nil {
@@ -118,7 +120,7 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 	if _, ok := kinds[in.Kind]; !ok {
 		return api.Volume{}, unknownKind(in.Kind)
 	}
-	v := &vol{spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: nvme.NewUUID().String(), Options: maps.Clone(map[string]string(in.Options))}}
+	v := &vol{stats: stats.NewGroup(), spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: nvme.NewUUID().String(), Options: maps.Clone(map[string]string(in.Options))}}
 	if v.spec.Options == nil {
 		v.spec.Options = make(map[string]string)
 	}

@@ -9,10 +9,9 @@
 //	Distribution  latencies as plain numbers: percentiles, differences
 //
 // A Set has one writer, the poller it was made for, and any number of readers,
-// who take no lock and hold up nobody. Its words are stored atomically; since
-// there is one writer, a word is loaded, added to and stored. Recording a
-// command allocates nothing, but for the first command of its class, which
-// makes the histogram: a queue that was never used costs a few hundred bytes.
+// who take no lock and hold up nobody (counter.go). Recording a command
+// allocates nothing, but for the first command of its class, which makes the
+// histogram: a queue that was never used costs a few hundred bytes.
 //
 // A reader sees each word as it was at some moment, not all of them at the same:
 // totals never go backwards, and are exact when the writer rests.
@@ -22,7 +21,6 @@ import (
 	"math"
 	"math/bits"
 	"slices"
-	"sync/atomic"
 	"time"
 )
 
@@ -53,13 +51,10 @@ func upper(i int) time.Duration {
 }
 
 // Histogram counts latencies by buckets. It has one writer.
-type Histogram [buckets]atomic.Uint64
+type Histogram [buckets]Counter
 
 // record counts one latency.
-func (h *Histogram) record(d time.Duration) { bump(&h[index(d)], 1) }
-
-// bump adds to a word of which the caller is the only writer.
-func bump(w *atomic.Uint64, n uint64) { w.Store(w.Load() + n) }
+func (h *Histogram) record(d time.Duration) { h[index(d)].Add(1) }
 
 // Bucket is how many commands took about as long.
 type Bucket struct {

@@ -55,11 +55,11 @@ type Set struct {
 	Since time.Time // when it was made
 
 	groups   []*Group
-	inFlight atomic.Uint64
-	media    atomic.Uint64
-	errors   [Classes]atomic.Uint64
-	commands [kinds]atomic.Uint64 // of class Rest; those of others are in the histogram
-	bytes    [kinds]atomic.Uint64
+	inFlight Counter
+	media    Counter
+	errors   [Classes]Counter
+	commands [kinds]Counter // of class Rest; those of others are in the histogram
+	bytes    [kinds]Counter
 	latency  [Classes]atomic.Pointer[Histogram]
 }
 
@@ -77,10 +77,10 @@ func NewSet(groups ...*Group) *Set {
 }
 
 // Begin notes that a command is in flight, until Done.
-func (s *Set) Begin() { bump(&s.inFlight, 1) }
+func (s *Set) Begin() { s.inFlight.Add(1) }
 
 // Done notes that a command is no longer in flight.
-func (s *Set) Done() { bump(&s.inFlight, ^uint64(0)) }
+func (s *Set) Done() { s.inFlight.Sub(1) }
 
 // Record counts a command that has ended after so long. One that has failed has
 // moved no data, whatever bytes says.
@@ -92,18 +92,18 @@ func (s *Set) Record(k Kind, took time.Duration, bytes uint64, failed bool) {
 		s.latency[class].Store(h)
 	}
 	if failed {
-		bump(&s.errors[class], 1)
+		s.errors[class].Add(1)
 	} else if bytes > 0 {
-		bump(&s.bytes[k], bytes)
+		s.bytes[k].Add(bytes)
 	}
 	if class == Rest {
-		bump(&s.commands[k], 1)
+		s.commands[k].Add(1)
 	}
 	h.record(took)
 }
 
 // MediaError counts a request that its medium could not serve.
-func (s *Set) MediaError() { bump(&s.media, 1) }
+func (s *Set) MediaError() { s.media.Add(1) }
 
 // End ends the set: its groups keep what it has counted.
 func (s *Set) End() {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // QueueInfo is a submission queue with its completion queue, at a moment.
@@ -19,6 +20,7 @@ type QueueInfo struct {
 	Outstanding int // commands fetched and not completed
 	Shadow      bool
 	Poller      string
+	Stats       *stats.Set // since this runtime serves the queue
 }
 
 // Queues returns the port's queues in no particular order; none while its
@@ -36,7 +38,7 @@ func (p *Port) Queues() []QueueInfo {
 			for _, q := range cq.sqs {
 				info := QueueInfo{
 					QID: q.ID, CQID: cq.ID, SQ: q.Info(), CQ: cq.Info(), Vector: vector, Interrupts: on,
-					Outstanding: q.Outstanding(), Poller: l.p.Name(),
+					Outstanding: q.Outstanding(), Poller: l.p.Name(), Stats: q.stats,
 				}
 				info.Shadow = info.SQ.Shadow
 				all = append(all, info)

@@ -12,6 +12,7 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 const (
@@ -26,6 +27,7 @@ const (
 // queue is a submission queue of a lane.
 type queue struct {
 	*qpair.SQ
+	stats     *stats.Set
 	executing int    // commands that have no result yet
 	broken    bool   // the guest wrote an impossible doorbell: no more commands
 	drained   func() // Delete SQ waits for the queue's commands
@@ -152,6 +154,9 @@ func (l *lane) newCommands(q *queue, slots []uint16) []uint16 {
 		l.broken(err, &q.broken)
 		return nil
 	}
+	if len(slots) > 0 {
+		l.p.Tick() // they are counted from now on
+	}
 	return slots
 }
 
@@ -168,7 +173,7 @@ func (l *lane) find(id uint16) *completions {
 // execute runs the command in a slot.
 func (l *lane) execute(q *queue, slot uint16) {
 	c := l.take()
-	c.sq, c.slot, c.SQE, c.SQID = q, slot, q.Slot(slot).SQE, q.ID
+	c.sq, c.slot, c.SQE, c.SQID, c.Stats = q, slot, q.Slot(slot).SQE, q.ID, q.stats
 	l.running++
 	q.executing++
 	if q.ID == 0 {

@@ -13,6 +13,7 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // queues is what an enabled controller has of lanes and queues. It belongs to
@@ -281,7 +282,7 @@ func (l *lane) addCQ(qid uint16) *completions {
 func (l *lane) addSQ(qid uint16) *queue {
 	page := &l.port.state.Page.SQ[qid]
 	cq := l.find(uint16(page.CQID))
-	q := &queue{SQ: qpair.NewSQ(qid, page, cq.CQ, l.view, l.port.bells.Page)}
+	q := &queue{SQ: qpair.NewSQ(qid, page, cq.CQ, l.view, l.port.bells.Page), stats: stats.NewSet()}
 	cq.sqs = append(cq.sqs, q)
 	l.bindShadow()
 	return q
