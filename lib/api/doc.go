@@ -43,8 +43,10 @@
 //	DELETE /v1/subsystems/{subsystem}/namespaces/{nsid}  None
 //	POST   /v1/subsystems/{subsystem}/hosts       HostSpec, Subsystem
 //	DELETE /v1/subsystems/{subsystem}/hosts/{host}       Subsystem
+//	GET    /v1/stat/{by}                          Stat
 //	GET    /v1/ports/{port}/queues                []QueuePair
 //	GET    /v1/ports/{port}/queues/{qid}/{ring}   Ring
 //
-// {subsystem} is a name or an NQN, {host} an NQN or "any", {ring} "sq" or "cq".
+// {subsystem} is a name or an NQN, {host} an NQN or "any", {ring} "sq" or "cq",
+// {by} "volume", "namespace" or "queue".
 package api

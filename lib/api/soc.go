@@ -211,6 +211,9 @@ type QueuePair struct {
 	Outstanding int    `json:"outstanding"` // commands fetched and not completed
 	Shadow      bool   `json:"shadow"`      // Doorbell Buffer Config is in use
 	Poller      string `json:"poller"`      // that serves it
+
+	Since     time.Time `json:"since"`     // this runtime serves it
+	Completed uint64    `json:"completed"` // commands since then, without event requests
 }
 
 // Ring is the content of one ring at a moment. The guest goes on meanwhile.

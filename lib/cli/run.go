@@ -53,6 +53,22 @@ func (c *Call) Attach(cmd *exec.Cmd) {
 	}
 }
 
+// Terminal returns the terminal that Stdout is, or nil.
+func (c *Call) Terminal() *os.File {
+	w := c.Stdout
+	if out, ok := w.(*stdout); ok {
+		w = out.w
+	}
+	f, ok := w.(*os.File)
+	if !ok {
+		return nil
+	}
+	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+		return nil
+	}
+	return f
+}
+
 // IsSet reports whether the flag of this long name was given, on the command
 // line or by the environment.
 func (c *Call) IsSet(name string) bool { return c.set[name] }

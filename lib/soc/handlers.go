@@ -15,6 +15,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
 
@@ -23,6 +24,7 @@ func (r *Runtime) mux() *http.ServeMux {
 	m := api.NewMux(api.Info{Daemon: "leap-soc", Version: r.cfg.Version, PID: os.Getpid()})
 	api.HandleEvents(m, "GET /v1/events", &r.events)
 	api.Handle(m, "GET /v1/runtime", func(context.Context, api.None) (api.RuntimeInfo, error) { return r.info(), nil })
+	api.Handle(m, "GET /v1/stat/{by}", func(ctx context.Context, _ api.None) (api.Stat, error) { return r.stat(api.Param(ctx, "by")) })
 	r.volumeCalls(m)
 	r.subsystemCalls(m)
 	r.portCalls(m)
@@ -152,10 +154,21 @@ func describeQueues(p *link.Port) []api.QueuePair {
 			SQAddr: q.SQ.Addr, CQAddr: q.CQ.Addr, SQHead: q.SQ.Head, SQTail: q.SQ.Tail,
 			CQHead: q.CQ.Head, CQTail: q.CQ.Tail, Vector: q.Vector, Interrupts: q.Interrupts,
 			Outstanding: q.Outstanding, Shadow: q.Shadow, Poller: q.Poller,
+			Since: q.Stats.Since, Completed: completed(q.Stats),
 		})
 	}
 	slices.SortFunc(all, func(a, b api.QueuePair) int { return cmp.Compare(a.QID, b.QID) })
 	return all
+}
+
+// completed returns how many commands a set has counted.
+func completed(s *stats.Set) uint64 {
+	total := s.Total()
+	n := uint64(0)
+	for c := range stats.Classes {
+		n += total.Latency(c).Count()
+	}
+	return n
 }
 
 // dumpRing copies a ring for the API.

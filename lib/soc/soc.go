@@ -11,6 +11,7 @@
 //	reshape.go     volumes that change their size or block
 //	subsystems.go  subsystems, namespaces, hosts
 //	record.go      what is kept in STATE and what is shown as facts in RUN
+//	stat.go        what was counted
 //	handlers.go    the control API
 //
 // What exists is changed under one lock (Runtime.mu) by the API only; every

@@ -20,7 +20,7 @@ func Command() *cli.Command {
 	return &cli.Command{
 		Name:     "leap-qmap",
 		Usage:    "wire ports to subsystems, show queue pairs",
-		Commands: []*cli.Command{mapVerb(), unmap(), list(), show(), dump()},
+		Commands: []*cli.Command{mapVerb(), unmap(), list(), show(), dump(), watch()},
 	}
 }
 

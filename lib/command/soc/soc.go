@@ -33,6 +33,8 @@ func Command() *cli.Command {
 				hostAllow(), hostDeny(), hostList(),
 			}},
 			show(),
+			stat(),
+			top(),
 			events(),
 			wait(),
 		},
