@@ -11,7 +11,11 @@ import (
 	"testing"
 
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/stats"
 )
+
+// noOps is the JSON of an OpStat without commands.
+const noOps = `{"commands":0,"bytes":0,"errors":0,"p50":0,"p90":0,"p99":0,"p99_9":0,"max":0,"latency":[]}`
 
 // Keys are what scripts rely on: a change here is one to the contract.
 func TestKeys(t *testing.T) {
@@ -26,7 +30,7 @@ func TestKeys(t *testing.T) {
 			`"runtime":"","poll":"","epoch":0,"client_pid":0,"client_name":"","queues":0,"regions":0,"memory":0,"reset_gen":0,"time_left":0}`},
 		{PortBinding{}, `{"subsystem":"","runtime":"","poll":""}`},
 		{QueuePair{}, `{"port":"","qid":0,"cqid":0,"sq_entries":0,"cq_entries":0,"sq_addr":0,"cq_addr":0,"sq_head":0,"sq_tail":0,` +
-			`"cq_head":0,"cq_tail":0,"vector":0,"interrupts":false,"outstanding":0,"shadow":false,"poller":""}`},
+			`"cq_head":0,"cq_tail":0,"vector":0,"interrupts":false,"outstanding":0,"shadow":false,"poller":"","since":"0001-01-01T00:00:00Z","completed":0}`},
 		{Ring{}, `{"port":"","qid":0,"kind":"","addr":0,"head":0,"tail":0,"entries":[]}`},
 		{Runtime{}, `{"name":"","pid":0,"epoch":0,"since":"0001-01-01T00:00:00Z","ports":[]}`},
 		{WptShow{}, `{"version":"","pid":0,"since":"0001-01-01T00:00:00Z","ports":[],"runtimes":[],"kept":[]}`},
@@ -44,6 +48,11 @@ func TestKeys(t *testing.T) {
 		{HostSpec{}, `{"host":""}`},
 		{RuntimeInfo{}, `{"name":"","version":"","pid":0,"since":"0001-01-01T00:00:00Z","uptime":0,"epoch":0,"poll":"","io_uring":false,"pollers":[]}`},
 		{PollerInfo{}, `{"id":0,"cpu":0,"queues":0}`},
+		{Stat{}, `{"runtime":"","time":"0001-01-01T00:00:00Z","since":"0001-01-01T00:00:00Z","uptime":0,"by":"",` +
+			`"gc":{"cycles":0,"paused":0,"longest_pause":0},"pollers":[],"things":[]}`},
+		{PollerStat{}, `{"name":"","cpu":0,"busy":0,"turns":0,"sleeps":0}`},
+		{ThingStat{}, `{"name":"","volume":"","since":"0001-01-01T00:00:00Z","in_flight":0,"read":` + noOps + `,"write":` + noOps + `,"other":` + noOps + `}`},
+		{NewOpStat(1, 2, stats.Distribution{{To: 3, N: 4}}), `{"commands":4,"bytes":1,"errors":2,"p50":3,"p90":3,"p99":3,"p99_9":3,"max":3,"latency":[{"to":3,"n":4}]}`},
 		{None{}, `{}`},
 		{List[string]{"a"}, `["a"]`},
 		{Options{"b": "2", "a": "1"}, `{"a":"1","b":"2"}`},
@@ -56,7 +65,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%T has a null", tt.v)
 		}
 		for _, key := range regexp.MustCompile(`"([^"]*)":`).FindAllStringSubmatch(got, -1) {
-			if !regexp.MustCompile(`^[a-z][a-z_]*$`).MatchString(key[1]) {
+			if !regexp.MustCompile(`^[a-z][a-z0-9_]*$`).MatchString(key[1]) {
 				t.Errorf("%T: key %s is not snake_case", tt.v, key[1])
 			}
 		}

@@ -2,7 +2,8 @@
 // Copyright The LeapIO Authors
 
 // Package command is what the commands share beyond lib/cli: where their
-// daemons are, how an error names its thing, and the verb events.
+// daemons are, how an error names its thing, the verb events, and the terminal
+// as a whole.
 //
 // Each command has a folder below this one. Its Command function makes the tree
 // of verbs, and each verb is a function that makes one node, with the verb's
@@ -12,7 +13,7 @@
 // two verbs run hand over to the daemons' bodies, lib/wpt and lib/soc.
 //
 //	wpt      leap-wpt: ports; the broker
-//	soc      leap-soc: volumes, subsystems, namespaces, hosts; the runtime
+//	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted; the runtime
 //	qmap     leap-qmap: which port shows what; queue pairs
 //	leapio   leapio: all of them in one binary, and leapio serve
 //

@@ -307,10 +307,13 @@ func TestColumns(t *testing.T) {
 		{"leap-soc", "namespace list", "leap-soc namespace list"},
 		{"leap-soc", "host list", "leap-soc host list vm1"},
 		{"leap-soc", "show", "leap-soc show"},
+		{"leap-soc", "stat", "leap-soc stat | sed 1,2d"},
+		{"leap-soc", "stat", "leap-soc stat --interval 10ms --count 1"},
 		{"leap-soc", "events", fmt.Sprintf(events, "leap-soc", "leap-soc volume create x$i null size=1M")},
 		{"leap-qmap", "list", "leap-qmap list"},
 		{"leap-qmap", "show", "leap-qmap show vm1 | sed '/^$/,$d'"},
 		{"leap-qmap", "dump", "leap-qmap dump vm1 0"},
+		{"leap-qmap", "watch", "leap-qmap watch --interval 10ms >watch & until test -s watch; do sleep 0.05; done; kill $!; cat watch"},
 		{"leapio", "serve", "leapio serve null size=1M -o tsv >row & until test -s row; do sleep 0.05; done; kill $!; echo QEMU SOCKET RUN-DIR STATE-DIR; test $(tr -cd '\\t' <row | wc -c) = 3"},
 	} {
 		columns := heading(sh(tt.command))
@@ -321,7 +324,7 @@ func TestColumns(t *testing.T) {
 	}
 	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leapio"} {
 		for verb, listed := range columnsOf(readPage(t, page+".8")) {
-			if want := map[string]int{"volume describe": 2}[verb]; len(listed) != max(want, 1) {
+			if want := map[string]int{"volume describe": 2, "stat": 2}[verb]; len(listed) != max(want, 1) {
 				t.Errorf("%s.8: %s lists columns %d times: %q", page, verb, len(listed), listed)
 			}
 		}
