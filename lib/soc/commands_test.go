@@ -215,3 +215,32 @@ func TestAbort(t *testing.T) {
 		t.Errorf("abort of nothing: DW0 %#x, %v", e.DW0, err)
 	}
 }
+
+// TestShadowAgain configures shadow doorbells anew while queues are in use. Their
+// registers are older than the shadow doorbells by then: they do not count.
+func TestShadowAgain(t *testing.T) {
+	t.Parallel()
+	_, n := newDrive(t, "mem", small)
+	q, err := n.CreatePair(1, 64, vfiousertest.Polled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 30 {
+		for range 40 {
+			if err := q.Submit(nvme.SQE{Opcode: uint8(nvme.IOFlush), NSID: 1}, func(nvme.CQE) {}); err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+		}
+		for deadline := time.Now().Add(10 * time.Second); q.Outstanding() > 0; {
+			if err := q.Poll(); err != nil || time.Now().After(deadline) {
+				t.Fatalf("round %d: %d commands have not ended: %v", round, q.Outstanding(), err)
+			}
+		}
+		if err := n.EnableShadowDoorbells(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Flush(1); err != nil {
+		t.Error(err)
+	}
+}

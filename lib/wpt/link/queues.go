@@ -340,12 +340,17 @@ func (l *lane) canShadow(shadow, events uint64) bool {
 }
 
 // setShadow begins the use of shadow doorbells: what the guest has published
-// so far in the registers is copied first, since it may never write it again.
+// so far, in the registers or in other shadow doorbells, is copied first, since
+// it may never write it again. Shadow doorbells that are in use already stay as
+// they are: the guest may be ringing.
 func (l *lane) setShadow(shadow, events uint64) {
+	pages := []uint64{shadow, events}
+	if shadow == l.shadow {
+		pages = pages[1:]
+	}
 	l.shadow, l.events, l.shadowChanged = shadow, events, true
 	defer l.bindShadow()
-	bells := l.port.bells.Page
-	for _, addr := range []uint64{shadow, events} {
+	for _, addr := range pages {
 		p, ok := l.view.Pointer(addr, qpair.PageSize, dma.ProtRead|dma.ProtWrite)
 		if !ok {
 			return // on its way to this poller: no queue can be in use yet
@@ -353,11 +358,11 @@ func (l *lane) setShadow(shadow, events uint64) {
 		page := qpair.DoorbellsAt(p)
 		for _, cq := range l.cqs {
 			if cq.ID != 0 {
-				atomic.StoreUint32(page.CQHead(int(cq.ID)), atomic.LoadUint32(bells.CQHead(int(cq.ID))))
+				atomic.StoreUint32(page.CQHead(int(cq.ID)), cq.Info().Head)
 			}
 			for _, q := range cq.sqs {
 				if q.ID != 0 {
-					atomic.StoreUint32(page.SQTail(int(q.ID)), atomic.LoadUint32(bells.SQTail(int(q.ID))))
+					atomic.StoreUint32(page.SQTail(int(q.ID)), q.Info().Tail)
 				}
 			}
 		}
