@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc_test
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/leapio/leapio/lib/nvme"
+)
+
+// maxSteps bounds a sequence.
+const maxSteps = 150
+
+// steps is what a step of a sequence may be, by its first byte.
+var steps = [...]func(*player){
+	(*player).write, (*player).read, (*player).write, (*player).read,
+	(*player).compare, (*player).writeZeroes, (*player).deallocate, (*player).flush,
+	(*player).verify, (*player).copyBlocks, (*player).fused, (*player).fused,
+	(*player).identify, (*player).getLog, (*player).getFeatures, (*player).setFeatures,
+	(*player).createCQ, (*player).createSQ, (*player).deleteSQ, (*player).deleteCQ,
+	(*player).eventRequest, (*player).abort, (*player).format, (*player).doorbellBuffer,
+	(*player).unknownAdmin, (*player).unknownIO, (*player).resetOp, (*player).namespaceOp,
+	(*player).mappingOp, (*player).badTail, (*player).badHead, (*player).strayWrites,
+	(*player).wild, (*player).enableBadly, (*player).newPair, (*player).drain,
+	(*player).createCQ, (*player).createSQ, (*player).setFeatures, (*player).copyBlocks,
+}
+
+// newPair makes a pair of queues.
+func (p *player) newPair() {
+	id := uint16(p.in.u8()%3) + 1
+	p.makePair(id, pick[uint32](&p.in, 16, 4, 64, 3, 1024, 2), pick[uint32](&p.in, 16, 2, 4, 64, 3, 1024))
+}
+
+// play plays the sequence that in says.
+func (s *stage) play(t testing.TB, in []byte) {
+	s.r.t = t
+	if s.dirty {
+		// The sequence before has failed. What it has left is unknown.
+		s.connect(t)
+		for _, d := range s.disks {
+			d.forget()
+		}
+	}
+	p := &player{stage: s, t: t, in: tape{in}, list: listsAt, arena: arenaAt}
+	p.sqs = make(map[uint16]*playSQ)
+	p.restage()
+	p.remap(t)
+	p.reset(resetEN, 16)
+	if s.dirty {
+		p.wipe(false)
+		p.reset(resetEN, 16)
+	}
+	s.dirty = true
+	for i := 0; i < maxSteps && p.in.more(); i++ {
+		steps[int(p.in.u8())%len(steps)](p)
+	}
+	p.finish()
+	s.dirty = false
+}
+
+// finish ends a sequence: all commands end, the controller can be reset, and all
+// namespaces have what they must.
+func (p *player) finish() {
+	p.logf("finish")
+	p.in = tape{}
+	p.drain()
+	p.reset(resetEN, 16)
+	p.wipe(true)
+	p.bystander(p.t)
+	v, err := p.client.Read32(nvme.RegCSTS)
+	if err != nil || !nvme.CSTS(v).RDY() || nvme.CSTS(v).CFS() {
+		p.failf("at the end CSTS is %#x: %v", v, err)
+	}
+}
+
+// wipe makes all disks zeroes again, after a look at what they have.
+func (p *player) wipe(check bool) {
+	for _, d := range p.disks {
+		if d.lo >= d.hi {
+			continue
+		}
+		nsid := p.writable(d)
+		q := p.plainQueue()
+		if check {
+			p.readAll(q, nsid, d, d.lo, d.hi-d.lo)
+		}
+		e := nvme.SQE{Opcode: uint8(nvme.IOWriteZeroes), NSID: nsid}
+		nvme.RW{SLBA: d.lo, NLB: uint16(d.hi - d.lo - 1)}.Put(&e)
+		p.submit(q, e, new(expected), true)
+		p.drain()
+		d.wiped()
+	}
+}
+
+// writable shows a disk so that it can be written, if it is not, and returns its
+// namespace.
+func (p *player) writable(d *disk) uint32 {
+	for nsid, s := range p.shown {
+		if s.d == d && !s.readOnly {
+			return nsid
+		}
+		if s.d == d {
+			p.hide(nsid)
+			break
+		}
+	}
+	spare := uint32(1)
+	for p.shown[spare].d != nil {
+		spare++
+	}
+	p.show(spare, d, false)
+	p.settle()
+	return spare
+}
+
+// sequenceSeeds are sequences that reach everything: each step alone, and long
+// ones at random.
+func sequenceSeeds() (all [][]byte) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func(n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		return b
+	}
+	for i := range steps {
+		all = append(all, append([]byte{byte(i)}, random(16)...))
+	}
+	for range 30 {
+		all = append(all, random(400))
+	}
+	return all
+}
+
+// FuzzSequence plays sequences of whatever a host may do, well or badly: every
+// command ends once, with a status and data that the model allows; after a reset
+// all is well, whatever was before; and the machine next door notices nothing.
+func FuzzSequence(f *testing.F) {
+	for _, in := range sequenceSeeds() {
+		f.Add(in)
+	}
+	s := newStage(f)
+	f.Fuzz(func(t *testing.T, in []byte) { s.play(t, in) })
+}
