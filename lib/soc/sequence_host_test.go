@@ -194,7 +194,7 @@ func (p *player) badHead() {
 	q := p.ioQueue()
 	p.drain()
 	cq := p.cqs[q.cq]
-	v := pick(&p.in, cq.entries, 0xffffffff, (cq.head+1)%cq.entries)
+	v := pick(&p.in, cq.entries, 0xffffffff, 1<<16)
 	p.logf("head %#x of queue %d", v, cq.id)
 	p.force(nvme.CQDoorbell(cq.id, 0), v)
 	p.put(q, nvme.SQE{Opcode: uint8(nvme.IOFlush), NSID: 1}, new(expected))
@@ -239,7 +239,7 @@ func (p *player) wild() {
 	q := p.ioQueue()
 	p.drain()
 	how := p.in.u8()
-	p.logf("wild %d", how%9)
+	p.logf("wild %d", how%10)
 	cq, admin := p.cqs[q.cq], p.sqs[0]
 	read := nvme.SQE{Opcode: uint8(nvme.IORead), NSID: 1, PRP1: sqAt(q.id), PRP2: cqAt(q.cq)}
 	nvme.RW{NLB: 15}.Put(&read) // 8 KiB
@@ -259,7 +259,7 @@ func (p *player) wild() {
 		p.write32(nvme.SQDoorbell(0, 0), admin.tail)
 		time.Sleep(100 * time.Microsecond)
 	}
-	switch how % 9 {
+	switch how % 10 {
 	case 0: // backwards: all that has been is fetched again
 		ring(q.entries - 1)
 	case 1:
@@ -294,7 +294,10 @@ func (p *player) wild() {
 		if err := p.client.Map(ram); err != nil {
 			p.failf("mapping: %v", err)
 		}
-	case 8: // completions that are never taken
+	case 8: // a head past the tail, which need not be found out
+		p.force(nvme.CQDoorbell(cq.id, 0), (cq.head+1)%cq.entries)
+		push(1, read)
+	case 9: // completions that are never taken
 		push(int(q.entries)-1, read)
 		ring(q.entries - 2)
 	}

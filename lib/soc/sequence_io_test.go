@@ -353,6 +353,9 @@ func (p *player) copyBlocks() {
 	total := uint64(0)
 	for range count {
 		r := nvme.CopyRange{NLB: uint16(p.in.u8() % 48), SLBA: uint64(p.in.u16())}
+		if flags&flagBig != 0 && to.d != nil {
+			r.NLB = min(r.NLB*32, uint16(to.d.blocks/8)-1)
+		}
 		nsid := e.NSID
 		if across {
 			nsid = p.nsid()

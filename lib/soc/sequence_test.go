@@ -129,6 +129,16 @@ func sequenceSeeds() (all [][]byte) {
 	for i := range steps {
 		all = append(all, append([]byte{byte(i)}, random(16)...))
 	}
+	for step := range 12 { // I/O on every namespace, one of them write protected
+		in := []byte{27, 0, 4}
+		for range 8 {
+			for _, nsid := range []byte{0, 4, 7, 9} {
+				in = append(in, byte(step), 0, nsid, byte(rng.Uint32())&flagsSmooth)
+				in = append(in, random(4)...)
+			}
+		}
+		all = append(all, in)
+	}
 	for range 30 {
 		all = append(all, random(400))
 	}
