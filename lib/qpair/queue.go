@@ -122,9 +122,9 @@ func NewCQ(id uint16, page *CQPage, mem *dma.View, bells *Doorbells) *CQ {
 func NewSQ(id uint16, page *SQPage, cq *CQ, mem *dma.View, bells *Doorbells) *SQ {
 	q := &SQ{ID: id, CQ: cq, page: page, mem: mem, head: page.Head, db: doorbell{mmio: bells.SQTail(int(id))}}
 	q.next = uint32(q.head % uint64(page.Entries))
-	q.free = make([]uint16, page.Entries)
+	q.free = make([]uint16, slotsFor(id, page.Entries))
 	for i := range q.free {
-		q.free[i] = uint16(int(page.Entries) - 1 - i) // lowest slot first: few pages are touched
+		q.free[i] = uint16(len(q.free) - 1 - i) // lowest slot first: few pages are touched
 	}
 	q.Rebind()
 	return q
@@ -187,7 +187,7 @@ func (c *CQ) Info() RingInfo {
 func (c *CQ) Vector() (vector uint32, enabled bool) { return c.page.Vector, c.page.IEN != 0 }
 
 // Outstanding returns the number of commands fetched and not yet completed.
-func (q *SQ) Outstanding() int { return int(q.page.Entries) - len(q.free) }
+func (q *SQ) Outstanding() int { return int(slotsFor(q.ID, q.page.Entries)) - len(q.free) }
 
 // Fetch copies new commands into free slots (steps F1 and F2) and appends the
 // slots' numbers to slots, up to its capacity. Commands without a free slot

@@ -25,7 +25,7 @@ func (c *CQ) Recover(sqs []*SQ) ([]Outstanding, error) {
 	var done, redo []Outstanding
 	for _, q := range sqs {
 		q.free = q.free[:0]
-		for i := int(q.page.Entries) - 1; i >= 0; i-- {
+		for i := int(slotsFor(q.ID, q.page.Entries)) - 1; i >= 0; i-- {
 			slot := uint16(i)
 			s := &q.page.Slots[slot]
 			switch state := SlotState(atomic.LoadUint32(&s.State)); {

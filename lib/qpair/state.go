@@ -86,6 +86,20 @@ type CQPage struct {
 	_    [88]byte
 }
 
+// eventRequests is how many Asynchronous Event Requests a controller parks
+// (Identify Controller AERL, plus one).
+const eventRequests = 4
+
+// slotsFor returns how many commands of a queue may be outstanding: as many as
+// it has entries. Parked event requests do not count, or four of them would keep
+// all others out of an admin queue of three or four entries for good.
+func slotsFor(qid uint16, entries uint32) uint32 {
+	if qid == 0 {
+		entries += eventRequests
+	}
+	return min(entries, MaxEntries)
+}
+
 // SQPage is the state of a submission queue and of its outstanding commands.
 // One writer: the poller of its completion queue.
 type SQPage struct {
@@ -174,7 +188,7 @@ func (p *SQPage) Create(gen, addr uint64, entries, cqid uint32) {
 	atomic.StoreUint64(&p.Gen, 0)
 	p.Addr, p.Entries, p.CQID = addr, entries, cqid
 	atomic.StoreUint64(&p.Head, 0)
-	for i := range p.Slots[:entries] {
+	for i := range p.Slots[:slotsFor(0, entries)] {
 		if s := &p.Slots[i]; s.State != uint32(SlotFree) {
 			atomic.StoreUint32(&s.State, uint32(SlotFree))
 		}

@@ -5,6 +5,7 @@ package soc_test
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 	"time"
 
@@ -242,5 +243,36 @@ func TestShadowAgain(t *testing.T) {
 	}
 	if err := q.Flush(1); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSmallAdminQueue parks as many event requests as there may be in admin
+// queues that have hardly more entries: other commands come through all the
+// same, also after a restart.
+func TestSmallAdminQueue(t *testing.T) {
+	for entries := 3; entries <= 6; entries++ {
+		t.Run(fmt.Sprint(entries), func(t *testing.T) {
+			t.Parallel()
+			r, n := newDrive(t, "mem", small)
+			if err := n.Enable(entries); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 4 {
+				e := nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest), CID: uint16(100 + i)}
+				if sq := n.Admin().SQ; !sq.Push(&e) || sq.Ring() != nil {
+					t.Fatal("no room")
+				}
+				// Its end tells that the request before has been fetched.
+				if _, err := n.GetFeatures(nvme.FeatNumberOfQueues); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.stopSoc()
+			r.startSoc()
+			if _, err := n.GetFeatures(nvme.FeatNumberOfQueues); err != nil {
+				t.Fatal("after a restart:", err)
+			}
+			exercise(t, n, vfiousertest.Polled)
+		})
 	}
 }
