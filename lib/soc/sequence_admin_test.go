@@ -139,7 +139,7 @@ func (p *player) identify() {
 
 // receive executes an admin command with data for the host.
 func (p *player) receive(e nvme.SQE, x *expected, n int, check func([]byte) bool) {
-	dat := p.place(&e, n, p.in.u8())
+	dat := p.place(&e, n, p.shape())
 	x.errs = append(x.errs, dat.toHost...)
 	x.done = func(_ nvme.CQE, st nvme.Status) {
 		switch {
@@ -285,7 +285,7 @@ func (p *player) setFeatures() {
 		then = func() { m.values[fid] = kept & f.mask; keep() }
 	}
 	set.Put(&e)
-	shape := p.in.u8()
+	shape := p.shape()
 	if out != nil {
 		dat := p.place(&e, len(out), shape)
 		dat.put(out)

@@ -48,11 +48,20 @@ const (
 	shapes
 )
 
+// shape chooses a shape, mostly one that is right.
+func (p *player) shape() int {
+	v := int(p.in.u8())
+	if v >= 0xc0 {
+		return shapeReadOnly + v%(shapes-shapeReadOnly)
+	}
+	return v % shapeReadOnly
+}
+
 // place finds room for n bytes and has e point there. What is not in range of a
 // shape is in whole pages. This is the only place where data pointers are
 // chosen: a kind of SGL is one more shape.
-func (p *player) place(e *nvme.SQE, n int, shape byte) data {
-	p.reserve(n, int(shape)%shapes)
+func (p *player) place(e *nvme.SQE, n, shape int) data {
+	p.reserve(n, shape)
 	return p.placeReserved(e, n, shape)
 }
 
@@ -68,8 +77,8 @@ func (p *player) reserve(n, shape int) {
 }
 
 // placeReserved is place where room has been reserved.
-func (p *player) placeReserved(e *nvme.SQE, n int, shape byte) data {
-	d := p.lay(n, int(shape)%shapes)
+func (p *player) placeReserved(e *nvme.SQE, n, shape int) data {
+	d := p.lay(n, shape)
 	e.PRP1, e.PRP2 = d.prp1, d.prp2
 	return d
 }

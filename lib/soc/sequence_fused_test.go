@@ -23,7 +23,7 @@ const (
 // fused sends a Compare and Write, or what looks like one.
 func (p *player) fused() {
 	q := p.ioQueue()
-	nsid, flags, shape, how, differs := p.nsid(), p.in.u8(), int(p.in.u8())%shapes, int(p.in.u8())%pairsBroken, p.in.u8()
+	nsid, flags, shape, how, differs := p.nsid(), p.in.u8(), p.shape(), int(p.in.u8())%pairsBroken, p.in.u8()
 	if q.entries < 3 {
 		return // it could never be fetched as a whole
 	}
@@ -41,12 +41,12 @@ func (p *player) fused() {
 	}
 	p.drain()
 	p.arena, p.list, p.furtherUsed = arenaAt, listsAt, true
-	one := p.placeReserved(&first, size, byte(shape))
+	one := p.placeReserved(&first, size, shape)
 	other := shapePages
 	if differs&2 != 0 && shape != shapeRegion && shape != shapeRegions && shape != shapeReadOnly {
 		other = shape
 	}
-	two := p.placeReserved(&second, size, byte(other))
+	two := p.placeReserved(&second, size, other)
 	x.errs = append(x.errs, one.fromHost...)
 	x.errs = append(x.errs, two.fromHost...)
 	x.region, y.region = one.region, two.region

@@ -112,15 +112,15 @@ func (p *player) settle() {
 // namespaceOp shows, hides or protects a namespace.
 func (p *player) namespaceOp() {
 	nsid, how := pick[uint32](&p.in, 7, 7, 1, 2, 3), p.in.u8()
-	if how&1 != 0 {
-		p.drain()
+	s := p.shown[nsid]
+	if how&1 != 0 || s.d == nil || s.readOnly {
+		p.drain() // or what is to be refused would not be
 	}
 	for _, x := range p.pending {
 		if !x.event {
 			x.shake()
 		}
 	}
-	s := p.shown[nsid]
 	d, readOnly := s.d, how&4 != 0
 	if d == nil {
 		if d = p.hidden(); d == nil {

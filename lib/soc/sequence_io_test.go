@@ -29,7 +29,10 @@ func (p *player) ioQueue() *playSQ {
 
 // nsid chooses a namespace, mostly one that is there.
 func (p *player) nsid() uint32 {
-	return pick(&p.in, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 7, 7, 4, 0, playNN+1, nvme.NSIDBroadcast)
+	if v := p.in.u8(); v < 0xf0 {
+		return []uint32{1, 1, 1, 1, 2, 2, 2, 3, 3, 7, 1, 2, 3, 1, 2, 7}[v%16]
+	}
+	return pick(&p.in, 4, 0, playNN+1, nvme.NSIDBroadcast)
 }
 
 // What the flags of an I/O command ask for.
@@ -38,8 +41,7 @@ const (
 	flagFUA
 	flagBig
 	flagWait           // until it has ended
-	flagWrong   = 0xc0 // both: something is wrong, by bits 0 to 2
-	wrongKinds  = 7
+	flagWrong   = 0xe0 // all: something is wrong, by bits 0 to 2
 	flagsSmooth = flagLater | flagFUA | flagBig | flagWait
 )
 
@@ -142,7 +144,7 @@ func (dat *data) putMarks(d *disk, marks []uint64) {
 func (p *player) write() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IOWrite), NSID: p.nsid()}, new(expected)
-	flags, shape := p.in.u8(), p.in.u8()
+	flags, shape := p.in.u8(), p.shape()
 	d, at, n := p.blocks(&e, x, true, flags)
 	dat := p.place(&e, x.size(d, n), shape)
 	x.errs = append(x.errs, dat.fromHost...)
@@ -158,14 +160,14 @@ func (p *player) write() {
 func (p *player) read() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IORead), NSID: p.nsid()}, new(expected)
-	flags, shape := p.in.u8(), p.in.u8()
+	flags, shape := p.in.u8(), p.shape()
 	d, at, n := p.blocks(&e, x, false, flags)
 	p.expectRead(&e, x, d, at, n, shape)
 	p.send(q, e, x, flags)
 }
 
 // expectRead gives a Read its buffer and has the outcome looked at.
-func (p *player) expectRead(e *nvme.SQE, x *expected, d *disk, at, n uint64, shape byte) {
+func (p *player) expectRead(e *nvme.SQE, x *expected, d *disk, at, n uint64, shape int) {
 	dat := p.place(e, x.size(d, n), shape)
 	x.errs = append(x.errs, dat.toHost...)
 	x.region = dat.region
@@ -229,7 +231,7 @@ func (p *player) plainQueue() *playSQ {
 func (p *player) compare() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IOCompare), NSID: p.nsid()}, new(expected)
-	flags, shape, differs := p.in.u8(), p.in.u8(), p.in.u8()
+	flags, shape, differs := p.in.u8(), p.shape(), p.in.u8()
 	d, at, n := p.blocks(&e, x, false, flags)
 	size := x.size(d, n)
 	if d != nil && len(x.errs) == 0 {
@@ -249,7 +251,8 @@ func (p *player) compare() {
 func (p *player) putCompare(dat *data, x *expected, d *disk, at, n uint64, differs byte) {
 	marks := slices.Clone(d.now[at : at+n])
 	if differs&1 != 0 {
-		marks[int(differs>>1)%len(marks)] ^= 1 << 40
+		which := []int{0, len(marks) - 1, len(marks) / 2, int(differs) % len(marks)}
+		marks[which[differs>>1&3]] ^= 1 << 40
 		x.errs = append(x.errs, nvme.StatusCompareFailure)
 	}
 	dat.putMarks(d, marks)
@@ -291,7 +294,7 @@ func (p *player) flush() {
 func (p *player) deallocate() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{NSID: p.nsid()}, &expected{partly: true}
-	flags, shape, count := p.in.u8(), p.in.u8(), int(p.in.u8()%8)+1
+	flags, shape, count := p.in.u8(), p.shape(), int(p.in.u8()%8)+1
 	nvme.DatasetManagement{NR: uint8(count - 1), AD: flags&flagFUA == 0, IDW: flags&flagBig != 0}.Put(&e)
 	s := p.shown[e.NSID]
 	x.errs = append(x.errs, p.nsidErrors(e.NSID)...)
@@ -337,7 +340,7 @@ func (p *player) deallocate() {
 func (p *player) copyBlocks() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{NSID: p.nsid()}, new(expected)
-	flags, shape, count, format := p.in.u8(), p.in.u8(), int(p.in.u8()%4)+1, p.in.u8()%5
+	flags, shape, count, format := p.in.u8(), p.shape(), int(p.in.u8()%4)+1, pick[uint8](&p.in, 0, 1, 2, 3, 0, 1, 0, 4)
 	across := format == 2 || format == 3
 	x.errs = append(x.errs, p.nsidErrors(e.NSID)...)
 	to := p.shown[e.NSID]
@@ -397,7 +400,7 @@ func (p *player) copyBlocks() {
 		}
 	}
 	nvme.Copy{SDLBA: at, NR: uint8(count - 1), Format: format, FUA: flags&flagFUA != 0}.Put(&e)
-	p.reserve(len(list), int(shape)%shapes)
+	p.reserve(len(list), shape)
 	var marks []uint64
 	if len(x.errs) == 0 {
 		for i, r := range sources {

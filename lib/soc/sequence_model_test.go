@@ -136,10 +136,8 @@ var logSizes = map[nvme.LogPageID]uint64{
 	nvme.LogChangedNamespaces: 4096, nvme.LogCommandEffects: 4096, nvme.LogFeatureEffects: 1024, nvme.LogMIEffects: 4096,
 }
 
-// tape is the bytes a sequence is made of. Behind its end all is zero.
+// tape is the bytes that say a step. Behind their end all is zero.
 type tape struct{ b []byte }
-
-func (t *tape) more() bool { return len(t.b) > 0 }
 
 func (t *tape) u8() (v byte) {
 	if len(t.b) > 0 {

@@ -10,8 +10,12 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 )
 
-// maxSteps bounds a sequence.
-const maxSteps = 150
+const (
+	// stepSize is how many bytes say a step: which one, and how. Where more are
+	// asked for they are 0.
+	stepSize = 16
+	maxSteps = 150
+)
 
 // steps is what a step of a sequence may be, by its first byte.
 var steps = [...]func(*player){
@@ -43,7 +47,7 @@ func (s *stage) play(t testing.TB, in []byte) {
 			d.forget()
 		}
 	}
-	p := &player{stage: s, t: t, in: tape{in}, list: listsAt, arena: arenaAt}
+	p := &player{stage: s, t: t, list: listsAt, arena: arenaAt}
 	p.sqs = make(map[uint16]*playSQ)
 	p.restage()
 	p.remap(t)
@@ -53,8 +57,11 @@ func (s *stage) play(t testing.TB, in []byte) {
 		p.reset(resetEN, 16)
 	}
 	s.dirty = true
-	for i := 0; i < maxSteps && p.in.more(); i++ {
-		steps[int(p.in.u8())%len(steps)](p)
+	for i := 0; i < maxSteps && len(in) > 0; i++ {
+		n := min(stepSize, len(in))
+		p.in = tape{in[1:n]}
+		steps[int(in[0])%len(steps)](p)
+		in = in[n:]
 	}
 	p.finish()
 	s.dirty = false
@@ -119,28 +126,30 @@ func (p *player) writable(d *disk) uint32 {
 // ones at random.
 func sequenceSeeds() (all [][]byte) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	random := func(n int) []byte {
-		b := make([]byte, n)
-		for i := range b {
-			b[i] = byte(rng.Uint32())
+	step := func(in ...byte) []byte {
+		for len(in) < stepSize {
+			in = append(in, byte(rng.Uint32()))
 		}
-		return b
+		return in
 	}
 	for i := range steps {
-		all = append(all, append([]byte{byte(i)}, random(16)...))
+		all = append(all, step(byte(i)))
 	}
-	for step := range 12 { // I/O on every namespace, one of them write protected
-		in := []byte{27, 0, 4}
+	for i := range 12 { // I/O on every namespace, one of them write protected
+		in := step(27, 0, 4)
 		for range 8 {
 			for _, nsid := range []byte{0, 4, 7, 9} {
-				in = append(in, byte(step), 0, nsid, byte(rng.Uint32())&flagsSmooth)
-				in = append(in, random(4)...)
+				in = append(in, step(byte(i), 0, nsid, byte(rng.Uint32())&flagsSmooth, byte(rng.Uint32())%shapeReadOnly)...)
 			}
 		}
 		all = append(all, in)
 	}
 	for range 30 {
-		all = append(all, random(400))
+		var in []byte
+		for range 40 {
+			in = append(in, step()...)
+		}
+		all = append(all, in)
 	}
 	return all
 }
