@@ -308,6 +308,20 @@ func (c *CQ) Arm() bool {
 	return c.db.arm(uint32(c.head % uint64(c.page.Entries)))
 }
 
+// ArmHead asks to be kicked when the guest consumes the next entry, and reports
+// whether there is one that it has not consumed.
+func (c *CQ) ArmHead() bool {
+	for c.Unread() {
+		at := c.head
+		moved := c.db.arm(uint32(at % uint64(c.page.Entries)))
+		// A doorbell that moved and still leads nowhere is not worth another try.
+		if !moved || !c.Unread() || c.head == at {
+			break
+		}
+	}
+	return c.head != c.tail
+}
+
 // Publish publishes recorded results in the order of Complete, as many as the
 // ring has room for (steps P2 to P5), and returns how many. The caller sends
 // the interrupt (P6). Errors: ErrDoorbell; dma.ErrFault when the ring is not

@@ -296,6 +296,32 @@ func TestShadow(t *testing.T) {
 	}
 }
 
+// TestArmHead: whoever waits for the guest's word that it has taken completions
+// gets a kick for the next of them, and none is asked for where all are taken.
+func TestArmHead(t *testing.T) {
+	b := newBench(t, 8)
+	shadow, events := new(Doorbells), new(Doorbells)
+	b.cq.SetShadow(shadow, events)
+	b.submit(1, 2, 3)
+	b.complete(b.fetch(8)...)
+	if b.cq.ArmHead() {
+		t.Error("unread completions before any was published")
+	}
+	b.publish(3)
+	*shadow.CQHead(1) = 2
+	if !b.cq.ArmHead() || *events.CQHead(1) != 2 {
+		t.Errorf("one of three is unread: event index %d, want 2", *events.CQHead(1))
+	}
+	*shadow.CQHead(1) = 7 // never published
+	if !b.cq.ArmHead() || *events.CQHead(1) != 2 {
+		t.Errorf("impossible doorbell: event index %d, want 2", *events.CQHead(1))
+	}
+	*shadow.CQHead(1) = 3
+	if b.cq.ArmHead() {
+		t.Error("unread completions where the guest has taken all")
+	}
+}
+
 // TestRecover crashes a runtime after each step of the protocol and has the
 // next one go on.
 func TestRecover(t *testing.T) {

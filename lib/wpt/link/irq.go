@@ -68,14 +68,25 @@ func (v *vector) close() {
 	}
 }
 
-// fire sends interrupt n to the guest in the way it has enabled.
-func (p *Port) fire(n uint32) {
+// fire sends the interrupt of a completion queue to the guest in the way it has
+// enabled.
+//
+// INTx is fired once and then not again until the client has unmasked it, as
+// VFIO_IRQ_INFO_AUTOMASKED promises. A client takes it for ended, and lowers the
+// line, when the guest accesses a register; a guest with shadow doorbells has to
+// be asked to do that. An interrupt that comes when all completions are taken
+// already is therefore not fired: nothing might ever end it.
+func (p *Port) fire(cq *qpair.CQ) {
+	n, on := cq.Vector()
+	if !on {
+		return
+	}
 	regs := p.regs.Page
 	switch qpair.IRQMode(atomic.LoadUint32(&regs.IRQMode)) {
 	case qpair.IRQMSIX:
 		p.vectors[n].fire()
 	case qpair.IRQINTx:
-		if atomic.LoadUint32(&regs.INTM)&1 == 0 {
+		if atomic.LoadUint32(&regs.INTM)&1 == 0 && cq.ArmHead() && !p.raised.Swap(true) {
 			p.intx.fire()
 		}
 	}
@@ -94,6 +105,9 @@ func (p *Port) followMasks() int {
 	now := masks{atomic.LoadUint32(&regs.INTM), atomic.LoadUint32(&regs.IRQMode), atomic.LoadUint64(&regs.Unmasks)}
 	if now == p.masks {
 		return 0
+	}
+	if now.unmasks != p.masks.unmasks || now.mode != p.masks.mode {
+		p.raised.Store(false)
 	}
 	p.masks = now
 	p.refire()
@@ -119,8 +133,8 @@ func (l *lane) refire() {
 		return
 	}
 	for _, cq := range l.cqs {
-		if n, on := cq.Vector(); on && cq.Unread() {
-			l.port.fire(n)
+		if cq.Unread() {
+			l.port.fire(cq.CQ)
 		}
 	}
 }
@@ -149,6 +163,9 @@ func (p *Port) setVector(m *message) {
 	}
 	if err := v.set(fd); err != nil {
 		p.log.Error("interrupt without its eventfd", "err", err)
+	}
+	if m.Index == irqINTx {
+		p.raised.Store(false) // what was raised went to the one before
 	}
 	if fd >= 0 {
 		p.homePost(p.refire)

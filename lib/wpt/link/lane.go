@@ -222,15 +222,15 @@ func (l *lane) interrupt(cq *completions, n int) {
 		}
 	}
 	cq.held = 0
-	l.port.fire(vector)
+	l.port.fire(cq.CQ)
 }
 
 // release interrupts for entries that have waited, unless the guest has found
 // them by itself.
 func (l *lane) release(cq *completions) {
 	cq.held = 0
-	if vector, on := cq.Vector(); on && cq.Unread() {
-		l.port.fire(vector)
+	if cq.Unread() {
+		l.port.fire(cq.CQ)
 	}
 }
 

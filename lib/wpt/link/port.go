@@ -50,6 +50,7 @@ type Port struct {
 
 	vectors [qpair.Vectors]vector
 	intx    vector
+	raised  atomic.Bool // INTx has been fired and not unmasked since
 
 	// Owned by the goroutine that follows the link.
 	unshared bool // the client gives files for memory that it maps privately

@@ -148,6 +148,11 @@ func (m *machine) wait(what string, ok func() bool) {
 func (m *machine) put(queue int, qid int, i uint32, e nvme.SQE) {
 	copy(m.mem[queue+int(i)*qpair.SQESize:], nvme.Bytes(&e))
 	atomic.StoreUint32(m.bells.SQTail(qid), i+1)
+	m.ring()
+}
+
+// ring wakes the port's pollers.
+func (m *machine) ring() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
 	_, _ = unix.Write(m.kick, one[:])
@@ -192,6 +197,53 @@ func (m *machine) gaveUp() {
 	case <-time.After(15 * time.Second):
 		m.t.Fatal("the port is not given up")
 	}
+}
+
+// TestINTx: the line is raised once for what is unread, again when the client
+// has unmasked it and something is still unread, and not for what has been taken.
+func TestINTx(t *testing.T) {
+	m := newMachine(t)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	atomic.StoreUint32(&m.regs.IRQMode, uint32(qpair.IRQINTx))
+	m.port.setVector(&message{Message: qpair.Message{Index: irqINTx}, fds: []int{dup(t, fd)}})
+	fired := func(step string, want uint64) {
+		t.Helper()
+		// What the home poller has seen it has told the lanes, which fire.
+		m.wait("the masks to be followed", func() bool {
+			same := make(chan bool)
+			m.port.homePost(func() { same <- m.port.masks.unmasks == atomic.LoadUint64(&m.regs.Unmasks) })
+			return <-same
+		})
+		done := make(chan struct{})
+		m.port.homePost(func() { m.port.adminPost(func(l *lane) { l.post(func() { close(done) }) }) })
+		<-done
+		var b [8]byte
+		_, _ = unix.Read(fd, b[:]) // EAGAIN: not at all
+		if got := binary.NativeEndian.Uint64(b[:]); got != want {
+			t.Errorf("%s: fired %d times, want %d", step, got, want)
+		}
+	}
+	unmask := func() {
+		atomic.AddUint64(&m.regs.Unmasks, 1)
+		m.ring()
+	}
+	identify := nvme.SQE{Opcode: uint8(nvme.AdminIdentify), CDW10: uint32(nvme.CNSController), PRP1: ioSQ}
+	fired("before any command", 0)
+	m.admin(identify)
+	fired("first completion", 1)
+	m.admin(identify)
+	fired("second, not yet unmasked", 0)
+	unmask()
+	fired("unmasked, both unread", 1)
+	atomic.StoreUint32(m.bells.CQHead(0), m.tail)
+	unmask()
+	fired("unmasked, none unread", 0)
+	m.admin(identify)
+	fired("third completion", 1)
 }
 
 // TestGiveUpParked: a command waits for a memory map that will never come, since

@@ -461,9 +461,7 @@ func (l *lane) adopt(qid uint16) error {
 		}
 	}
 	l.again = false
-	if vector, on := cq.Vector(); on {
-		l.port.fire(vector)
-	}
+	l.port.fire(cq.CQ)
 	return nil
 }
 
