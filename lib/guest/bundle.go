@@ -70,10 +70,11 @@ var bundles = []bundle{
 	},
 	{
 		name:         bundleTools,
-		packages:     []string{"nvme-cli", "busybox-static", "fio", "e2fsprogs"},
+		packages:     []string{"nvme-cli", "busybox-static", "fio", "e2fsprogs", "xfsprogs"},
 		dependencies: libraries,
 		programs: []string{
 			"usr/bin/busybox", "usr/bin/fio", "usr/sbin/nvme", "usr/sbin/mke2fs", "usr/sbin/e2fsck", "usr/sbin/debugfs",
+			"usr/sbin/mkfs.xfs", "usr/sbin/xfs_repair",
 		},
 		files: []string{"usr/sbin/mkfs.ext[234]", "usr/sbin/fsck.ext[234]", "etc/mke2fs.conf"},
 	},
@@ -117,9 +118,9 @@ func (b bundle) choose(resolved []debPackage) (chosen []debPackage, version stri
 			return name == p.name
 		})
 		library := slices.ContainsFunc(b.dependencies, func(prefix string) bool { return strings.HasPrefix(p.name, prefix) })
-		// Parts of systemd and Python call themselves libraries; no program of ours links them.
-		if strings.HasPrefix(p.name, "libpython") || strings.HasPrefix(p.name, "libsystemd-shared") {
-			library = false
+		// No program of ours links these: parts of systemd and Python that call themselves libraries, and ICU, which is large.
+		for _, prefix := range []string{"libpython", "libsystemd-shared", "libicu"} {
+			library = library && !strings.HasPrefix(p.name, prefix)
 		}
 		if wanted || library {
 			chosen = append(chosen, p)
