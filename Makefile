@@ -64,7 +64,7 @@ guest: ## real guests in QEMU; RUN=REGEXP selects
 	@echo '==> guest: real guests in QEMU, the default set'
 	go test -tags guest -count=1 -p 1 -timeout 60m -v -run '$(RUN)' ./lib/guest/... ./test/guest/...
 
-guest-all: ## and every combination of doorbells, memory, blocks, kernels, processors
+guest-all: ## and every combination of doorbells, memory, blocks, kernels, processors, interrupts, depths
 	@echo '==> guest-all: real guests in QEMU, all of them'
 	LEAP_GUEST_ALL=1 go test -tags guest -count=1 -p 1 -timeout 180m -v -run '$(RUN)' ./lib/guest/... ./test/guest/...
 

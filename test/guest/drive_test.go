@@ -56,56 +56,43 @@ healthy
 	}
 }
 
-// A machine with two drives, one of which has two namespaces, writes another
-// thing to each.
-func TestTwoDrives(t *testing.T) {
+// Two machines fill their drives at the same time. One has two drives, of which one
+// has two namespaces. None finds anything of another's.
+func TestTwoMachines(t *testing.T) {
 	r := newRig(t)
-	r.leap("leap-soc volume create d1 file size=16M")
-	r.leap("leap-soc volume create d2 file size=16M block=4096")
-	r.leap("leap-soc volume create d3 file size=32M")
+	for _, volume := range []string{"d1 file size=8M", "d2 file size=8M block=4096", "d3 file size=16M", "d4 file size=16M"} {
+		r.leap("leap-soc volume create " + volume)
+	}
 	r.leap("leap-qmap map vm1a d1")
 	r.leap("leap-qmap map vm1b d2 d3")
-	r.boot(machine{ports: []string{"vm1a", "vm1b"}, Config: guest.Config{Job: fmt.Sprintf(`
+	r.leap("leap-qmap map vm2 d4")
+	const job = `
+for volume in $volumes; do fill ${volume#*=} "this is ${volume%%=*}"; done
+notify full
+await look
+for volume in $volumes; do filled ${volume#*=} "this is ${volume%%=*}"; done
+healthy
+`
+	one := r.start(machine{ports: []string{"vm1a", "vm1b"}, Config: guest.Config{CPUs: 1, Job: fmt.Sprintf(`
 drives 3
 a=$(drive %[1]s 1)
 b=$(drive %[2]s 1)
 c=$(drive %[2]s 2)
 want 512 blockdev --getss $a
 want 4096 blockdev --getss $b
-want 33554432 blockdev --getsize64 $c
-fill $a 'this is d1'
-fill $b 'this is d2'
-fill $c 'this is d3'
-filled $a 'this is d1'
-filled $b 'this is d2'
-filled $c 'this is d3'
-healthy
-`, r.fact("subsystem/vm1a/nqn"), r.fact("subsystem/vm1b/nqn"))}})
-	for _, volume := range []string{"d1", "d2", "d3"} {
-		r.checkPattern(volume, "this is "+volume)
-	}
-}
-
-// Two machines fill their drives at the same time. Neither finds anything of the
-// other's.
-func TestTwoMachines(t *testing.T) {
-	r := newRig(t)
-	var vms []*guest.VM
-	for _, name := range []string{"one", "two"} {
-		r.leap("leap-soc volume create " + name + " file size=32M")
-		r.leap("leap-qmap map " + name + " " + name)
-		vms = append(vms, r.start(machine{ports: []string{name}, Config: guest.Config{CPUs: 1, Job: fmt.Sprintf(`
-drives 1
+want 16777216 blockdev --getsize64 $c
+volumes="d1=$a d2=$b d3=$c"
 notify up
 await go
-fill /dev/nvme0n1 'drive %[1]s'
-notify full
-await look
-filled /dev/nvme0n1 'drive %[1]s'
-healthy
-`, name)}}))
-	}
+`, r.fact("subsystem/vm1a/nqn"), r.fact("subsystem/vm1b/nqn")) + job}})
+	two := r.start(machine{ports: []string{"vm2"}, Config: guest.Config{CPUs: 1, Job: `
+drives 1
+volumes=d4=/dev/nvme0n1
+notify up
+await go
+` + job}})
 	// Both are up before one writes, and have written before one reads.
+	vms := []*guest.VM{one, two}
 	for _, step := range []struct{ after, send string }{{"^up$", "go"}, {"^full$", "look"}} {
 		for _, vm := range vms {
 			r.line(vm, step.after)
@@ -117,6 +104,7 @@ healthy
 	for _, vm := range vms {
 		r.wait(vm, 1)
 	}
-	r.checkPattern("one", "drive one")
-	r.checkPattern("two", "drive two")
+	for _, volume := range []string{"d1", "d2", "d3", "d4"} {
+		r.checkPattern(volume, "this is "+volume)
+	}
 }

@@ -41,64 +41,96 @@ reboot -f
 }
 
 // QEMU is killed while its guest writes. The port is free for another one, and
-// the file system has what was synced, after its journal was replayed.
+// the file systems have what was synced, after their journals were replayed.
 func TestPowerCut(t *testing.T) {
 	r := newRig(t)
 	r.leap("leap-soc volume create d1 file size=64M")
-	r.leap("leap-qmap map vm1 d1")
-	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Job: `
-drives 1
-mkfs.ext4 -q /dev/nvme0n1
-mount -t ext4 /dev/nvme0n1 /mnt
-yes 'this was synced' | head -n 50000 >/mnt/synced
+	r.leap("leap-soc volume create d2 file size=320M") // XFS wants no less than 300
+	r.leap("leap-qmap map vm1 d1 d2")
+	const mounted = `
+modprobe xfs
+drives 2
+a=$(drive "$(cat /sys/class/nvme/nvme0/subsysnqn)" 1)
+b=$(drive "$(cat /sys/class/nvme/nvme0/subsysnqn)" 2)
+mkdir /mnt/a /mnt/b
+`
+	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Job: mounted + `
+mkfs.ext4 -q $a
+mkfs.xfs -q $b
+mount -t ext4 $a /mnt/a
+mount -t xfs $b /mnt/b
+for on in /mnt/a /mnt/b; do yes 'this was synced' | head -n 50000 >$on/synced; done
 sync
-i=0
-while [ $i -lt 10000 ]; do
-	if [ $i = 20 ]; then notify busy; fi
-	yes "file $i" | head -c 300000 >/mnt/$((i % 40))
-	if [ $((i % 3)) = 0 ]; then sync; fi
-	i=$((i + 1))
-done
+busy() {
+	i=0
+	while [ $i -lt 10000 ]; do
+		if [ $i = 20 ]; then notify busy; fi
+		yes "file $i" | head -c 300000 >$1/$((i % 40))
+		if [ $((i % 3)) = 0 ]; then sync; fi
+		i=$((i + 1))
+	done
+}
+busy /mnt/a &
+busy /mnt/b &
+wait
 `}})
-	r.line(vm, "^busy$")
+	for range 2 {
+		r.line(vm, "^busy$")
+	}
 	time.Sleep(300 * time.Millisecond)
 	vm.Kill()
 	if _, err := vm.Wait(); !errors.Is(err, guest.ErrKilled) {
 		t.Fatalf("guest: got %v, want it killed", err)
 	}
 	r.waitPort("vm1", "waiting")
-	r.boot(machine{ports: []string{"vm1"}, Config: guest.Config{Job: `
-drives 1
-e2fsck -p /dev/nvme0n1 || [ $? = 1 ]
-e2fsck -f -n /dev/nvme0n1
-mount -t ext4 /dev/nvme0n1 /mnt
-yes 'this was synced' | head -n 50000 | cmp - /mnt/synced
-umount /mnt
+	r.boot(machine{ports: []string{"vm1"}, Config: guest.Config{Job: mounted + `
+e2fsck -p $a || [ $? = 1 ]
+e2fsck -f -n $a
+mount -t ext4 $a /mnt/a
+mount -t xfs $b /mnt/b
+yes 'this was synced' | head -n 50000 >/tmp/synced
+for on in /mnt/a /mnt/b; do
+	cmp /tmp/synced $on/synced
+	umount $on
+done
+xfs_repair -n $b >/tmp/said 2>&1 || { cat /tmp/said; exit 1; }
 healthy
 `}})
 	r.fsck("d1")
+	r.tool("xfs_repair", "-n", "-f", r.image("d2"))
 }
 
 // The runtime starts after the guest and goes and comes under it, while fio checks
 // all that it reads. The guest sees pauses, nothing else.
 func TestRuntimeRestarts(t *testing.T) {
-	ends := map[string]func(*daemon){"stopped": (*daemon).stop, "killed": (*daemon).kill}
-	for name, end := range ends {
-		t.Run(name, func(t *testing.T) { testRestarts(t, shared, end) })
-		if all {
-			t.Run(name+",shareoff", func(t *testing.T) { testRestarts(t, shareOff, end) })
+	for _, test := range []struct {
+		name   string
+		memory sharing
+		append string
+		end    func(*daemon)
+		all    bool // among all only
+	}{
+		{"stopped", shared, "", (*daemon).stop, false},
+		{"killed,intx", shared, "pci=nomsi", (*daemon).kill, false},
+		{"stopped,intx", shared, "pci=nomsi", (*daemon).stop, true},
+		{"killed", shared, "", (*daemon).kill, true},
+		{"stopped,shareoff", shareOff, "", (*daemon).stop, true},
+		{"killed,shareoff", shareOff, "", (*daemon).kill, true},
+	} {
+		if all || !test.all {
+			t.Run(test.name, func(t *testing.T) { testRestarts(t, test.memory, test.append, test.end) })
 		}
 	}
 }
 
-// testRestarts restarts the runtime of a machine whose memory is shared or not;
-// end ends it.
-func testRestarts(t *testing.T, memory sharing, end func(*daemon)) {
+// testRestarts restarts the runtime of a machine whose memory is shared or not and
+// whose kernel is told something; end ends it.
+func testRestarts(t *testing.T, memory sharing, words string, end func(*daemon)) {
 	r := newRig(t)
 	r.leap("leap-soc volume create d1 file size=64M")
 	r.leap("leap-qmap map vm1 d1")
 	r.soc.stop()
-	vm := r.start(machine{ports: []string{"vm1"}, sharing: memory, Config: guest.Config{Job: `
+	vm := r.start(machine{ports: []string{"vm1"}, sharing: memory, Config: guest.Config{Append: words, Job: `
 drives 1
 (await stop && touch /stop) &
 notify up

@@ -6,7 +6,7 @@
 // Package guest_test boots stock guests in a stock QEMU with drives of LeapIO:
 //
 //	make guest       the default set
-//	make guest-all   and every combination of doorbells, memory, blocks, kernels and processors
+//	make guest-all   and every combination of doorbells, memory, blocks, kernels, processors, interrupts and depths of queues
 //
 // The commands are built once and run as an admin runs them: leap-wpt and
 // leap-soc as processes of their own, wired by leap-soc and leap-qmap, QEMU with
@@ -16,7 +16,8 @@
 //	main_test.go      builds the commands
 //	rig_test.go       both daemons in folders of their own; guests with their drives
 //	job_test.go       shell functions for the jobs of guests
-//	drive_test.go     a drive, two drives, two machines
+//	drive_test.go     a drive, two machines
+//	commands_test.go  what nvme-cli can have it do, and what it counts
 //	matrix_test.go    fio on a file system, in every way a drive can be wired
 //	life_test.go      reboots, power cuts, restarts of the runtime
 //	firmware_test.go  drives as SeaBIOS and UEFI use them

@@ -22,37 +22,64 @@ type wiring struct {
 	block     int
 	kernel    guest.Kernel
 	cpus      int
+	interrupt string // msix or intx
+	depth     int    // entries of an I/O queue
 }
 
+const (
+	msix, intx = "msix", "intx"
+	// Linux takes the entries that it may, or fewer where it is told so; 2 is the
+	// least there can be.
+	deepest, flattest = 1024, 2
+)
+
 func (w wiring) String() string {
-	return fmt.Sprintf("%s,%s,%d,%s,%dcpu", w.doorbells, w.sharing, w.block, w.kernel, w.cpus)
+	return fmt.Sprintf("%s,%s,%d,%s,%dcpu,%s,%d", w.doorbells, w.sharing, w.block, w.kernel, w.cpus, w.interrupt, w.depth)
 }
 
 // wirings are all combinations if they are asked for, else some that have each
-// value of each but the kernel. Linux rings shadow doorbells wherever memory is
-// shared, and those of the page where it is not.
+// value of each. Linux rings shadow doorbells wherever memory is shared, and those
+// of the page where it is not.
 func wirings() []wiring {
 	if !all {
 		return []wiring{
-			{api.DoorbellsTrap, shared, 512, guest.KernelCloud, 2},
-			{api.DoorbellsMap, shared, 4096, guest.KernelCloud, 1},
-			{api.DoorbellsTrap, shareOff, 512, guest.KernelCloud, 1},
-			{api.DoorbellsMap, noFile, 512, guest.KernelCloud, 2},
+			{api.DoorbellsTrap, shared, 512, guest.KernelCloud, 2, msix, deepest},
+			{api.DoorbellsMap, shared, 4096, guest.KernelBackports, 2, intx, flattest},
+			{api.DoorbellsTrap, shareOff, 512, guest.KernelBackports, 1, msix, deepest},
+			{api.DoorbellsMap, noFile, 4096, guest.KernelCloud, 2, intx, deepest},
 		}
 	}
-	var product []wiring
-	for _, doorbells := range []string{api.DoorbellsTrap, api.DoorbellsMap} {
-		for _, sharing := range []sharing{shared, shareOff, noFile} {
-			for _, block := range []int{512, 4096} {
-				for _, kernel := range []guest.Kernel{guest.KernelCloud, guest.KernelBackports} {
-					for _, cpus := range []int{1, 2} {
-						product = append(product, wiring{doorbells, sharing, block, kernel, cpus})
-					}
-				}
+	product := []wiring{{}}
+	each := func(values int, set func(w *wiring, i int)) {
+		var next []wiring
+		for _, w := range product {
+			for i := range values {
+				set(&w, i)
+				next = append(next, w)
 			}
 		}
+		product = next
 	}
+	each(2, func(w *wiring, i int) { w.doorbells = [...]string{api.DoorbellsTrap, api.DoorbellsMap}[i] })
+	each(3, func(w *wiring, i int) { w.sharing = [...]sharing{shared, shareOff, noFile}[i] })
+	each(2, func(w *wiring, i int) { w.block = [...]int{512, 4096}[i] })
+	each(2, func(w *wiring, i int) { w.kernel = [...]guest.Kernel{guest.KernelCloud, guest.KernelBackports}[i] })
+	each(2, func(w *wiring, i int) { w.cpus = 1 + i })
+	each(2, func(w *wiring, i int) { w.interrupt = [...]string{msix, intx}[i] })
+	each(2, func(w *wiring, i int) { w.depth = [...]int{deepest, flattest}[i] })
 	return product
+}
+
+// append is what tells the kernel of a wiring.
+func (w wiring) append() string {
+	var words []string
+	if w.interrupt == intx {
+		words = append(words, "pci=nomsi")
+	}
+	if w.depth != deepest {
+		words = append(words, fmt.Sprintf("nvme.io_queue_depth=%d", w.depth))
+	}
+	return strings.Join(words, " ")
 }
 
 // hint begins what leap-soc says of memory that is not shared.
@@ -69,10 +96,12 @@ func TestWirings(t *testing.T) {
 			vm := r.start(machine{
 				ports:   []string{"vm1"},
 				sharing: w.sharing,
-				Config: guest.Config{Kernel: w.kernel, CPUs: w.cpus, Job: `
+				Config: guest.Config{Kernel: w.kernel, CPUs: w.cpus, Append: w.append(), Job: `
 drives 1
 block=$(blockdev --getss /dev/nvme0n1)
 notify block $block
+grep nvme0q /proc/interrupts >/tmp/interrupts
+notify interrupts $(grep -c PCI-MSI /tmp/interrupts) $(grep -c IO-APIC /tmp/interrupts)
 await go
 mkfs.ext4 -q /dev/nvme0n1
 mount -t ext4 /dev/nvme0n1 /mnt
@@ -81,7 +110,8 @@ umount /mnt
 e2fsck -f -n /dev/nvme0n1
 notify clean
 await go
-storm /dev/nvme0n1 12M $block
+storm /dev/nvme0n1 12M $block 1023
+notify depth $(cat /sys/block/nvme0n1/queue/nr_requests)
 healthy
 `}})
 			if got, want := r.line(vm, `^block (\d+)$`)[1], fmt.Sprint(w.block); got != want {
@@ -92,6 +122,10 @@ healthy
 			r.line(vm, "^clean$")
 			r.fsck("d1") // while the guest waits
 			r.send(vm, "go")
+			// One entry of a queue stays empty.
+			if got, want := r.line(vm, `^depth (\d+)$`)[1], fmt.Sprint(w.depth-1); got != want {
+				t.Errorf("Linux has %s commands under way at most, want %s", got, want)
+			}
 			r.wait(vm, 1)
 			want := 0
 			if w.sharing != shared {
@@ -110,6 +144,14 @@ const doorbellFile = "memfd:leapio-doorbells"
 // check looks whether the drive is wired as it should be, from outside.
 func (w wiring) check(r *rig, vm *guest.VM) {
 	r.t.Helper()
+	// Without MSI-X all queues share one line, and Linux makes one for I/O.
+	queues, interrupts := w.cpus, fmt.Sprintf("%d 0", w.cpus+1)
+	if w.interrupt == intx {
+		queues, interrupts = 1, "0 1"
+	}
+	if got := r.line(vm, `^interrupts (.*)$`)[1]; got != interrupts {
+		r.t.Errorf("lines of MSI-X and of others in /proc/interrupts: got %s, want %s", got, interrupts)
+	}
 	var port struct{ Queues []api.QueuePair }
 	r.leapJSON(&port, "leap-qmap show vm1")
 	io := 0
@@ -121,9 +163,12 @@ func (w wiring) check(r *rig, vm *guest.VM) {
 		if want := w.sharing == shared; q.Shadow != want {
 			r.t.Errorf("queue %d: got shadow doorbells %v, want %v", q.QID, q.Shadow, want)
 		}
+		if want := uint32(w.depth); q.SQEntries != want || q.CQEntries != want {
+			r.t.Errorf("queue %d: got %d and %d entries, want %d", q.QID, q.SQEntries, q.CQEntries, want)
+		}
 	}
-	if io != w.cpus {
-		r.t.Errorf("got %d I/O queues, want one per processor: %d", io, w.cpus)
+	if io != queues {
+		r.t.Errorf("got %d I/O queues, want %d", io, queues)
 	}
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", vm.Pid()))
 	if err != nil {
