@@ -42,6 +42,8 @@ type Config struct {
 	// commands (PCI); nil where they are made by Connect. It may implement
 	// Aborter.
 	Queues Queues
+	// Life keeps what the drive counts; nil: the controller begins at zero.
+	Life Life
 	// PCIVendor and PCISubsystemVendor are the function's ids; 0 on fabrics.
 	PCIVendor, PCISubsystemVendor uint16
 	Log                           *slog.Logger
@@ -70,6 +72,7 @@ type Controller struct {
 	p      *poller.Poller
 	log    *slog.Logger
 	stats  *stats.Group  // of all namespaces, since it was enabled
+	born   Counts        // of the drive, before it was enabled
 	cntlid atomic.Uint32 // changed by Subsystem.allocate and rename only
 
 	// writeThrough: the host has disabled the volatile write cache.
@@ -97,7 +100,11 @@ type Controller struct {
 // New returns a controller of the subsystem, enabled, with default features.
 // It is called on the admin poller.
 func (s *Subsystem) New(cfg Config) (*Controller, error) {
-	c := &Controller{sub: s, cfg: cfg, p: cfg.Poller, log: cfg.Log, stats: stats.NewGroup()}
+	if cfg.Life == nil {
+		cfg.Life = noLife{}
+	}
+	c := &Controller{sub: s, cfg: cfg, p: cfg.Poller, log: cfg.Log, stats: stats.NewGroup(), born: cfg.Life.Load()}
+	c.errors.before = c.born.Errors
 	c.features.reset(cfg.MaxQueues)
 	if err := s.allocate(c, cfg.CNTLID); err != nil {
 		return nil, err
@@ -123,6 +130,7 @@ func (c *Controller) Close() {
 		return
 	}
 	c.closed = true
+	c.lived()
 	c.keepAlive.stop()
 	for len(c.events.parked) > 0 {
 		c.unpark(func(cmd *Command) { cmd.finish(nvme.StatusAbortedSQDeletion) })

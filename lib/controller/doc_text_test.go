@@ -171,7 +171,9 @@ Not supported, by Get Features and Set Features alike; identifiers that are not 
 
 ## Log pages
 
-All are the controller's or the subsystem's. What is read beyond the end of a page is zero.
+All are the controller's or the subsystem's. What is read beyond the end of a page is zero. SMART counts commands, data and
+errors for as long as a port shows the subsystem, over resets, machines and runtimes; a runtime that is killed takes along what
+it has counted since a host last asked. Temperature, power cycles, hours and busy time are 0: not known.
 
 {{table .Logs "LID" "Log page" "Bytes"}}
 

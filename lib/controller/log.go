@@ -6,7 +6,6 @@ package controller
 import (
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
-	"github.com/leapio/leapio/lib/stats"
 )
 
 // logPage is one row of the table of log pages.
@@ -91,13 +90,14 @@ const notSpecific = 0xffff
 // errorRing holds the latest errors of the controller: commands of the admin
 // queue that failed, and error events.
 type errorRing struct {
+	before  uint64 // errors of the drive before this controller's
 	count   uint64 // errors so far
 	entries [errorEntries]nvme.ErrorLogEntry
 }
 
 // add notes an error, in place of the oldest.
 func (r *errorRing) add(e nvme.ErrorLogEntry) {
-	e.ErrorCount = r.count + 1
+	e.ErrorCount = r.before + r.count + 1
 	e.ParameterError = notSpecific
 	e.LPVER = 1
 	r.entries[r.count%errorEntries] = e
@@ -120,27 +120,20 @@ func (c *Controller) errorLog() []byte {
 	return nvme.SliceBytes(newestFirst[:])
 }
 
-// smartLog shows what the controller has counted since it was enabled. There is
-// no medium that wears and no sensor: spare and life are whole, and the
-// temperature is 0 K, "not reported", rather than invented.
-//
-// Compare and Verify read as Read does (NVM Command Set Specification 4.1.4.2).
+// smartLog shows what the drive has counted in its life, as far as the transport
+// keeps that. There is no medium that wears and no sensor: spare and life are
+// whole, and the temperature is 0 K, "not reported", rather than invented.
 func (c *Controller) smartLog() []byte {
-	total := c.stats.Total()
-	var reads, read uint64
-	for _, k := range [...]stats.Kind{stats.Read, stats.Compare, stats.Verify} {
-		reads += total.Commands(k)
-		read += total.Bytes(k)
-	}
+	n := c.lived()
 	l := nvme.SMARTLog{
 		AvailableSpare:          100,
 		AvailableSpareThreshold: 10,
-		DataUnitsRead:           nvme.Uint128{Lo: nvme.DataUnits(read)},
-		DataUnitsWritten:        nvme.Uint128{Lo: nvme.DataUnits(total.Bytes(stats.Write))},
-		HostReadCommands:        nvme.Uint128{Lo: reads},
-		HostWriteCommands:       nvme.Uint128{Lo: total.Commands(stats.Write)},
-		MediaErrors:             nvme.Uint128{Lo: total.MediaErrors},
-		ErrorLogEntries:         nvme.Uint128{Lo: c.errors.count},
+		DataUnitsRead:           nvme.Uint128{Lo: nvme.DataUnits(n.ReadBytes)},
+		DataUnitsWritten:        nvme.Uint128{Lo: nvme.DataUnits(n.WrittenBytes)},
+		HostReadCommands:        nvme.Uint128{Lo: n.ReadCommands},
+		HostWriteCommands:       nvme.Uint128{Lo: n.WriteCommands},
+		MediaErrors:             nvme.Uint128{Lo: n.MediaErrors},
+		ErrorLogEntries:         nvme.Uint128{Lo: n.Errors},
 	}
 	return nvme.Bytes(&l)
 }

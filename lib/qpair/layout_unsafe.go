@@ -23,6 +23,7 @@ var (
 	_ [128]byte           = [unsafe.Offsetof(SQPage{}.Slots)]byte{}
 	_ [33 * PageSize]byte = [unsafe.Sizeof(SQPage{})]byte{}
 	_ [PageSize]byte      = [unsafe.Sizeof(StateHeader{})]byte{}
+	_ [32]byte            = [unsafe.Offsetof(StateHeader{}.Life)]byte{}
 	_ [2 * PageSize]byte  = [unsafe.Sizeof(ControllerPage{})]byte{}
 	_ [PageSize]byte      = [unsafe.Sizeof(Doorbells{})]byte{}
 	_ [MessageSize]byte   = [unsafe.Sizeof(Message{})]byte{}

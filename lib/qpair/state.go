@@ -57,7 +57,9 @@ type StateHeader struct {
 	// Unshared: the runtime has found that the files of the client's memory are
 	// not what the guest sees. leap-wpt clears it when the client has gone.
 	Unshared uint32
-	_        [4068]byte
+	_        uint32
+	Life     Life
+	_        [3944]byte
 }
 
 // ControllerPage is one of the two copies of what a controller remembers
