@@ -177,6 +177,8 @@ type Namespace struct {
 	Block     units.Size `json:"block"` // bytes in a logical block
 	Shared    bool       `json:"shared"`
 	ReadOnly  bool       `json:"read_only"`
+	// WriteProtected: hosts have write protected it, and can take that back.
+	WriteProtected bool `json:"write_protected"`
 }
 
 // HostSpec lets a host use the subsystem that the path of the request names.

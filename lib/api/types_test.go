@@ -44,7 +44,7 @@ func TestKeys(t *testing.T) {
 		{SubsystemSpec{}, `{"name":"","nqn":"","allow_any":false,"exist_ok":false,"implicit":false,"volumes":[],"shared":false,"read_only":false}`},
 		{Subsystem{}, `{"name":"","nqn":"","serial":"","uuid":"","implicit":false,"allow_any":false,"hosts":[],"namespaces":[],"ports":[]}`},
 		{NamespaceSpec{}, `{"volume":"","nsid":0,"shared":false,"read_only":false,"exist_ok":false}`},
-		{Namespace{}, `{"subsystem":"","nsid":0,"volume":"","uuid":"","size":0,"block":0,"shared":false,"read_only":false}`},
+		{Namespace{}, `{"subsystem":"","nsid":0,"volume":"","uuid":"","size":0,"block":0,"shared":false,"read_only":false,"write_protected":false}`},
 		{HostSpec{}, `{"host":""}`},
 		{RuntimeInfo{}, `{"name":"","version":"","pid":0,"since":"0001-01-01T00:00:00Z","uptime":0,"epoch":0,"poll":"","io_uring":false,"pollers":[]}`},
 		{PollerInfo{}, `{"id":0,"cpu":0,"queues":0}`},

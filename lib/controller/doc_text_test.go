@@ -124,8 +124,10 @@ as its words, its type and code (SCT/SC), and DNR where Do Not Retry is set. *PC
 - **Formats.** LBA formats{{range $i, $b := .Blocks}}{{if $i}} and{{end}} {{$i}} (blocks of {{$b}} bytes){{end}}, no metadata, no protection information. A namespace
   has those that its size is a multiple of, and Format NVM goes from one to the other; one that is shared offers only
   the one that its volume has, since other hosts may be using it.
-- **Changes.** When a volume is given another size or block, each host gets a Namespace Attribute Changed event, also for what has
-  changed while no runtime was there. Commands in execution go on with the size that they began with.
+- **Write protection.** By who runs the drive, or by hosts, with Namespace Write Protection Config: states No Write Protect and Write
+  Protect (NWPC), which last over resets, restarts and power cycles. What is not of the hosts' making they cannot take back.
+- **Changes.** When a volume is given another size or block, or write protection changes, each host gets a Namespace Attribute
+  Changed event, also for what has changed while no runtime was there. Commands in execution go on with what they began with.
 - **Atomicity.** In blocks, AWUN is {{.AWUN}}, AWUPF {{.AWUPF}} and ACWU {{.ACWU}}; NAWUN, NAWUPF and NACWU say how much more a namespace's
   volume can do.
 - **Copy** understands descriptor formats {{.CopyFormats}}. Formats {{.CopyAcross}}, whose ranges name a namespace, must first be
@@ -159,7 +161,7 @@ Not supported; opcodes that are not in these two tables get {{.IORefusal}}:
 
 ## Features
 
-The default is a value of 32 bits, or the size of a data structure. Nothing is saved over a reset.
+The default is a value of 32 bits, or the size of a data structure. Nothing but write protection is kept over a reset.
 Arbitration, Power Management, Temperature Threshold, Error Recovery and Write Atomicity Normal are kept and can be read
 back, but change nothing. Interrupt Coalescing may hold an interrupt 1 ms longer than the host allows.
 

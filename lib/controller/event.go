@@ -68,6 +68,9 @@ func fingerprint(ns *Namespace) uint32 {
 	info := ns.Volume.Info()
 	known := binary.LittleEndian.AppendUint64(ns.UUID[:len(ns.UUID):len(ns.UUID)], info.Size)
 	known = binary.LittleEndian.AppendUint32(known, info.Block)
+	if ns.writeProtected() {
+		known = append(known, 1)
+	}
 	return max(1, crc32.ChecksumIEEE(known))
 }
 
@@ -193,8 +196,8 @@ func (c *Controller) namespaceEvent(nsid uint32) {
 	c.Event(nvme.EventNamespaceAttribute)
 }
 
-// shapeEvent is namespaceEvent for a namespace whose volume may have changed:
-// what the host has set for it stays.
+// shapeEvent is namespaceEvent for a namespace that is the same and may look
+// different: what the host has set for it stays.
 func (c *Controller) shapeEvent(nsid uint32) {
 	if c.events.known[nsid] == fingerprint(c.sub.Namespace(nsid)) {
 		return

@@ -45,6 +45,7 @@ var featureTable = [256]feature{
 	nvme.FeatAsyncEventConfig:      {name: "Asynchronous Event Configuration", mask: 0xff | oaes},
 	nvme.FeatTimestamp:             {name: "Timestamp", get: (*Controller).getTimestamp, set: (*Controller).setTimestamp},
 	nvme.FeatKeepAliveTimer:        {name: "Keep Alive Timer", mask: 0xffffffff, offered: (*Controller).hasKeepAlive, set: (*Controller).setKeepAlive},
+	nvme.FeatNamespaceWriteProtect: {name: "Namespace Write Protection Config", perNamespace: true, get: (*Controller).getProtection, set: (*Controller).setProtection},
 	nvme.FeatHostBehavior:          {name: "Host Behavior Support", get: (*Controller).getHostBehavior, set: (*Controller).setHostBehavior},
 }
 

@@ -103,6 +103,7 @@ func (c *Controller) identifyController(*Command) ([]byte, nvme.Status) {
 		// A namespace with a volatile cache may come at any time.
 		VWC: nvme.VWCPresent | nvme.VWCFlushBroadcast,
 		// AWUN, AWUPF and ACWU are one block: a namespace says how much more.
+		NWPC: nvme.NWPCWriteProtect,
 		CDFS: copyFormats,
 		FNA:  nvme.FNANoBroadcast,
 		SGLS: c.cfg.SGLS,
@@ -181,7 +182,7 @@ func (ns *Namespace) nmic() uint8 {
 
 // nsattr returns the Namespace Attributes.
 func (ns *Namespace) nsattr() uint8 {
-	if ns.ReadOnly || ns.Volume.Info().ReadOnly {
+	if ns.writeProtected() {
 		return nvme.NSATTRWriteProtected
 	}
 	return 0

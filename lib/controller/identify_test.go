@@ -30,7 +30,7 @@ func TestIdentifyController(t *testing.T) {
 	want := nvme.IdentifyController{
 		VID: 0x1234, SSVID: 0x5678, MDTS: 8, CNTLID: h.c.CNTLID(), VER: nvme.MakeVS(2, 0, 0),
 		OAES: 0x100, CNTRLTYPE: 1, OACS: 0x102, ACL: 3, AERL: 3, FRMW: 3, LPA: 0x26, ELPE: 63,
-		SQES: 0x66, CQES: 0x44, NN: 1024, MNAN: 1024, ONCS: 0x1dd, FUSES: 1, CDFS: 0xf, FNA: 8, VWC: 7, TNVMCAP: nvme.Uint128{Lo: 1 << 20},
+		SQES: 0x66, CQES: 0x44, NN: 1024, MNAN: 1024, ONCS: 0x1dd, FUSES: 1, NWPC: 1, CDFS: 0xf, FNA: 8, VWC: 7, TNVMCAP: nvme.Uint128{Lo: 1 << 20},
 	}
 	nvme.SetASCII(want.SN[:], "0123456789abcdef0123")
 	nvme.SetASCII(want.MN[:], Model)

@@ -19,7 +19,8 @@ import (
 // MaxNamespaces is the largest namespace identifier (Identify Controller NN).
 const MaxNamespaces = 1024
 
-// Namespace is a volume shown in a subsystem. Its fields are never changed.
+// Namespace is a volume shown in a subsystem. Its fields are never changed once
+// it is there.
 type Namespace struct {
 	NSID   uint32 // 1 to MaxNamespaces
 	Volume volume.Volume
@@ -38,8 +39,14 @@ type Namespace struct {
 	// all namespaces that show it; nil: nobody does.
 	Stats, VolumeStats *stats.Group
 
+	// Protect keeps whether hosts have write protected the namespace, and has
+	// controllers go by it (SetProtected, Subsystem.Follow); it is called as
+	// Reblock is, and answers likewise. nil: hosts cannot protect it.
+	Protect func(on bool, done func(nvme.Status))
+
 	fence      fence
 	formatting formatting
+	protected  atomic.Bool
 }
 
 // Subsystem is an NVM subsystem. Its methods may be called from any goroutine.
@@ -115,10 +122,11 @@ func (s *Subsystem) Remove(nsid uint32, drained func()) bool {
 	return true
 }
 
-// Follow has every controller take up what the volume of namespace nsid is now
-// (Volume.Info). Hosts that know it otherwise are told by an event. Commands
-// that have begun go on with what the volume was; drained is called when the
-// last of them has ended. It reports whether there is such a namespace.
+// Follow has every controller take up what namespace nsid is now: its volume
+// (Volume.Info), and whether it is write protected. Hosts that know it
+// otherwise are told by an event. Commands that have begun go on with what was;
+// drained is called when the last of them has ended. It reports whether there
+// is such a namespace.
 func (s *Subsystem) Follow(nsid uint32, drained func()) bool {
 	s.mu.Lock()
 	if s.Namespace(nsid) == nil {

@@ -150,7 +150,7 @@ func (w *Worker) show(ns *Namespace) error {
 func (w *Worker) enter(n *nsQueue) {
 	info := n.ns.Volume.Info()
 	n.w, n.info = w, info
-	n.readOnly = info.ReadOnly || n.ns.ReadOnly
+	n.readOnly = n.ns.writeProtected()
 	n.shift, n.blocks = uint(bits.TrailingZeros32(info.Block)), info.Size/uint64(info.Block)
 	*n.users++
 	w.open++

@@ -44,7 +44,7 @@ const (
 	FeatHostIdentifier          FeatureID = 0x81 // 8 bytes, or 16 with ExtendedHostID
 	FeatReservationMask         FeatureID = 0x82
 	FeatReservationPersistence  FeatureID = 0x83
-	FeatNamespaceWriteProtect   FeatureID = 0x84
+	FeatNamespaceWriteProtect   FeatureID = 0x84 // bits 2:0: WPS values; per namespace
 	FeatBootPartitionProtection FeatureID = 0x85
 )
 
@@ -121,6 +121,15 @@ func (v ErrorRecovery) TLER() uint16 { return uint16(v) }
 
 // DULBE tells whether reading a deallocated or unwritten block is an error.
 func (v ErrorRecovery) DULBE() bool { return v>>16&1 != 0 }
+
+// Namespace write protection states, bits 2:0 (WPSMask) of FeatNamespaceWriteProtect.
+const (
+	WPSNone            uint32 = 0
+	WPSWriteProtect    uint32 = 1
+	WPSUntilPowerCycle uint32 = 2
+	WPSPermanent       uint32 = 3
+	WPSMask            uint32 = 7
+)
 
 // WCE is the bit of FeatVolatileWriteCache that enables the cache.
 const WCE uint32 = 1 << 0

@@ -306,6 +306,13 @@ const (
 	FNANoBroadcast    uint8 = 1 << 3 // NSIDBroadcast is not supported
 )
 
+// Bits of IdentifyController.NWPC: states of FeatNamespaceWriteProtect that are supported.
+const (
+	NWPCWriteProtect    uint8 = 1 << 0 // WPSNone and WPSWriteProtect
+	NWPCUntilPowerCycle uint8 = 1 << 1
+	NWPCPermanent       uint8 = 1 << 2
+)
+
 // Bits of IdentifyController.VWC, the volatile write cache. Exactly one of the two flush values is set by controllers of 1.4 and later.
 const (
 	VWCPresent          uint8 = 1 << 0

@@ -5,7 +5,10 @@ package soc_test
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/nvme"
@@ -113,4 +116,143 @@ func checkProtected(t *testing.T, n *vfiousertest.NVMe, nsid uint32, want bool) 
 	if got := id.NSATTR&nvme.NSATTRWriteProtected != 0; got != want {
 		t.Errorf("namespace %d: NSATTR %#x, write protected %t, want %t", nsid, id.NSATTR, got, want)
 	}
+}
+
+// TestProtectByHost: what a guest write protects stays so for every guest, over
+// restarts, until a guest takes that back; what an administrator protects does
+// not.
+func TestProtectByHost(t *testing.T) {
+	for _, kill := range []bool{false, true} {
+		t.Run(map[bool]string{false: "stopped", true: "killed"}[kill], func(t *testing.T) {
+			t.Parallel()
+			r := newRigOf(t, 2)
+			r.stopSoc()
+			r.child = kill
+			r.startSoc()
+			r.volume("d1", "file", "size", "32M")
+			r.volume("d2", "mem", "size", "32M")
+			call[api.Subsystem](r, r.client(), "POST", "/v1/subsystems", api.SubsystemSpec{Name: "s1", Volumes: []string{"d1"}, Shared: true})
+			call[api.Namespace](r, r.client(), "POST", "/v1/subsystems/s1/namespaces", api.NamespaceSpec{Volume: "d2", Shared: true, ReadOnly: true})
+			one, two := r.bound("vm1", "s1"), r.bound("vm2", "s1")
+			var pairs []*vfiousertest.Pair
+			for _, n := range []*vfiousertest.NVMe{one, two} {
+				if err := n.Enable(16); err != nil {
+					t.Fatal(err)
+				}
+				q, err := n.CreatePair(1, 16, vfiousertest.Polled)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pairs = append(pairs, q)
+			}
+			protect := func(n *vfiousertest.NVMe, nsid, state uint32) nvme.Status {
+				e := nvme.SQE{NSID: nsid}
+				nvme.SetFeatures{FID: nvme.FeatNamespaceWriteProtect, Value: state}.Put(&e)
+				return statusOf(n.AdminCommand(e))
+			}
+			restart := func() {
+				if kill {
+					r.killSoc()
+				} else {
+					r.stopSoc()
+				}
+				r.startSoc()
+			}
+			is := func(want bool) {
+				t.Helper()
+				all := call[api.List[api.Namespace]](r, r.client(), "GET", "/v1/subsystems/s1/namespaces", nil)
+				if all[0].WriteProtected != want || all[0].ReadOnly || all[1].WriteProtected || !all[1].ReadOnly {
+					t.Errorf("namespaces %+v, want the first protected by a host: %t", all, want)
+				}
+				for i, n := range []*vfiousertest.NVMe{one, two} {
+					checkProtected(t, n, 1, want)
+					checkProtected(t, n, 2, true)
+					if err := pairs[i].Write(1, 8, pattern(4096, 1), 512); protected(err) != want || !want && err != nil {
+						t.Errorf("write of guest %d: %v, want it refused: %t", i, err, want)
+					}
+				}
+			}
+			is(false)
+			told := attributeEvents(t, two)
+			if st := protect(one, 1, nvme.WPSWriteProtect); st != nvme.StatusSuccess {
+				t.Fatal("protecting:", st)
+			}
+			told()
+			is(true)
+			restart()
+			is(true)
+			if st := protect(two, 2, nvme.WPSNone); st != nvme.StatusFeatureNotChangeable|nvme.StatusDNR {
+				t.Error("taking the administrator's protection back:", st)
+			}
+			told = attributeEvents(t, one)
+			if st := protect(two, 1, nvme.WPSNone); st != nvme.StatusSuccess {
+				t.Fatal("taking it back:", st)
+			}
+			told()
+			is(false)
+			restart()
+			is(false)
+
+			// A command that is cut short is executed again, with the same answer.
+			for round := range uint32(6) {
+				done := make(chan nvme.CQE, 1)
+				e := nvme.SQE{NSID: 1}
+				nvme.SetFeatures{FID: nvme.FeatNamespaceWriteProtect, Value: 1 - round%2}.Put(&e)
+				if err := one.Admin().Submit(e, func(c nvme.CQE) { done <- c }); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Duration(round) * 300 * time.Microsecond)
+				restart()
+				within(t, "set features", func() error {
+					for len(done) == 0 {
+						if err := one.Admin().Poll(); err != nil {
+							return err
+						}
+						time.Sleep(time.Millisecond)
+					}
+					return nil
+				})
+				if c := <-done; c.StatusField() != nvme.StatusSuccess {
+					t.Errorf("round %d: %v", round, c.StatusField())
+				}
+				is(round%2 == 0)
+			}
+		})
+	}
+}
+
+// TestProtectNotKept: without a state file a namespace stays as it is.
+func TestProtectNotKept(t *testing.T) {
+	r, n := newDrive(t, "mem", small)
+	q, err := n.CreatePair(1, 16, vfiousertest.Polled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, base := filepath.Split(r.paths.StateFile(api.DefaultRuntime))
+	hurdle := filepath.Join(dir, "."+base+".tmp")
+	for _, want := range []bool{false, true} {
+		if err := os.MkdirAll(filepath.Join(hurdle, "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		e := nvme.SQE{NSID: 1}
+		change := nvme.SetFeatures{FID: nvme.FeatNamespaceWriteProtect, Value: nvme.WPSWriteProtect}
+		if want {
+			change.Value = nvme.WPSNone
+		}
+		change.Put(&e)
+		if st := statusOf(n.AdminCommand(e)); st != nvme.StatusInternalError {
+			t.Errorf("change: %v", st)
+		}
+		checkProtected(t, n, 1, want)
+		if err := q.Write(1, 8, pattern(4096, 1), 512); protected(err) != want {
+			t.Errorf("write: %v, want it refused: %t", err, want)
+		}
+		if err := os.RemoveAll(hurdle); err != nil {
+			t.Fatal(err)
+		}
+		if st := statusOf(n.AdminCommand(e)); st != nvme.StatusSuccess {
+			t.Errorf("change: %v", st)
+		}
+	}
+	checkProtected(t, n, 1, false)
 }

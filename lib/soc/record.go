@@ -17,8 +17,9 @@ import (
 	"github.com/leapio/leapio/lib/volume"
 )
 
-// stateVersion is the version of record. Version 1 had no write protection.
-const stateVersion = 2
+// stateVersion is the version of record. Version 1 had no write protection, and
+// version 2 none by hosts.
+const stateVersion = 3
 
 // record is the content of STATE/NAME.json: what exists, in the order it is
 // made again.
@@ -44,10 +45,12 @@ type namespaceRecord struct {
 	Volume   string `json:"volume"`
 	Shared   bool   `json:"shared"`
 	ReadOnly bool   `json:"read_only"`
+	// WriteProtected: hosts have protected it, and can take that back.
+	WriteProtected bool `json:"write_protected"`
 }
 
-// migrate makes a record of the state of version 1, which has all of its keys
-// but read_only: nothing was.
+// migrate makes a record of the state of versions 1 and 2, which have all of its
+// keys but read_only, and write_protected: nothing was.
 func migrate(_ int, old json.RawMessage) (record, error) {
 	var rec record
 	d := json.NewDecoder(bytes.NewReader(old))

@@ -82,7 +82,7 @@ func TestStateVersion1(t *testing.T) {
 	if b, err := os.ReadFile(path + ".v1"); err != nil || string(b) != stateV1 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
-	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 2`) || !strings.Contains(string(b), `"read_only": false`) {
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 3`) || !strings.Contains(string(b), `"read_only": false`) {
 		t.Errorf("the new file: %v, %s", err, b)
 	}
 }

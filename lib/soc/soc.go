@@ -63,6 +63,8 @@ type Runtime struct {
 	refreshes sync.WaitGroup // goroutines that have ports look for their subsystem
 	changes   sync.WaitGroup // and those that change volumes for hosts
 
+	protecting sync.Mutex // a host's change of write protection; before mu
+
 	mu         sync.Mutex
 	volumes    map[string]*vol
 	making     map[string]bool // names of volumes that are being made

@@ -102,6 +102,8 @@ func (r *Runtime) show(s *subsystem, ns namespaceRecord) error {
 	if _, ok := v.volume.(volume.Reshaper); ok && !ns.Shared {
 		out.Reblock = r.reblocker(ns.Volume)
 	}
+	out.SetProtected(ns.WriteProtected)
+	out.Protect = r.protector(s, out)
 	return s.model.Add(out)
 }
 
@@ -414,7 +416,10 @@ func (r *Runtime) describeSubsystem(s *subsystem) api.Subsystem {
 
 // describeNamespace is what the API says of a namespace. r.mu is held.
 func (r *Runtime) describeNamespace(s *subsystem, ns namespaceRecord) api.Namespace {
-	out := api.Namespace{Subsystem: s.rec.Name, NSID: ns.NSID, Volume: ns.Volume, Shared: ns.Shared, ReadOnly: ns.ReadOnly}
+	out := api.Namespace{
+		Subsystem: s.rec.Name, NSID: ns.NSID, Volume: ns.Volume,
+		Shared: ns.Shared, ReadOnly: ns.ReadOnly, WriteProtected: ns.WriteProtected,
+	}
 	if v := r.volumes[ns.Volume]; v != nil {
 		out.UUID = v.spec.UUID
 		if v.volume != nil {

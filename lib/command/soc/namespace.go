@@ -22,7 +22,7 @@ var namespaceColumns = []cli.Column[api.Namespace]{
 	{Name: "BLOCK", Value: func(n api.Namespace) any { return int64(n.Block) }},
 	{Name: "SHARED", Value: func(n api.Namespace) any { return n.Shared }},
 	{Name: "UUID", Value: func(n api.Namespace) any { return n.UUID }},
-	{Name: "READ-ONLY", Value: func(n api.Namespace) any { return n.ReadOnly }},
+	{Name: "READ-ONLY", Value: func(n api.Namespace) any { return n.ReadOnly || n.WriteProtected }},
 }
 
 func namespaceAdd() *cli.Command {

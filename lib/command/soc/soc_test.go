@@ -34,6 +34,16 @@ func TestMain(m *testing.M) {
 	select {}
 }
 
+// READ-ONLY is for protection of either kind.
+func TestReadOnlyColumn(t *testing.T) {
+	column := namespaceColumns[len(namespaceColumns)-1]
+	for _, ns := range []api.Namespace{{}, {ReadOnly: true}, {WriteProtected: true}, {ReadOnly: true, WriteProtected: true}} {
+		if got, want := column.Value(ns), ns.ReadOnly || ns.WriteProtected; got != want || column.Name != "READ-ONLY" {
+			t.Errorf("%s of %+v: %v, want %v", column.Name, ns, got, want)
+		}
+	}
+}
+
 // HUP does nothing, the first TERM ends the context, the second one the process.
 func TestSignals(t *testing.T) {
 	for _, sig := range []os.Signal{unix.SIGTERM, unix.SIGINT} {
