@@ -177,6 +177,35 @@ func TestReshapeMemory(t *testing.T) {
 	}
 }
 
+// What a change that was cut short has left is given up when the volume is
+// opened again, or when it grows.
+func TestReshapeCutShort(t *testing.T) {
+	const size = 64 * pageSize
+	env, s := volumetest.NewEnv(t, t.TempDir()), spec(size, 512)
+	m := open(t, env, s)
+	fillAll := func() {
+		for i := range m.bytes() {
+			m.bytes()[i] = 1
+		}
+	}
+	fillAll()
+	if err := m.Reshape(volume.Shape{Size: 8 * pageSize, Block: 512}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Extend(size); err != nil || m.bytes()[8*pageSize-1] != 1 || m.bytes()[8*pageSize] != 0 {
+		t.Errorf("grown: %v; %d and %d at the old end", err, m.bytes()[8*pageSize-1], m.bytes()[8*pageSize])
+	}
+	fillAll()
+	m.Close()
+	s = spec(8*pageSize, 512)
+	s.Reopen = true
+	m = open(t, env, s)
+	defer m.Close()
+	if n := pages(t, m); n != 8 || len(m.bytes()) != 8*pageSize {
+		t.Errorf("opened again: %d pages in use, %d bytes mapped; want 8 pages", n, len(m.bytes()))
+	}
+}
+
 // pages returns how much memory is in use, in pages.
 func pages(t *testing.T, m *mem) int64 {
 	t.Helper()
