@@ -8,12 +8,13 @@ package guest_test
 import (
 	"testing"
 
+	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/guest"
 )
 
-// A volume grows under a file system that is in use, which takes the room, then
-// shrinks; the guest gives it blocks of 4096 bytes, and finds it so after a
-// restart of leap-soc.
+// A volume grows under a file system that is in use, then shrinks; the guest
+// gives it blocks of 4096 bytes, finds it so after a restart of leap-soc, and
+// write protects it for a while.
 func TestReshape(t *testing.T) {
 	r := newRig(t)
 	r.leap("leap-soc volume create d1 file size=16M")
@@ -27,6 +28,13 @@ size() { # waits until the drive has so many bytes
 		sleep 0.1
 	done
 	want "$1" blockdev --getsize64 $d
+}
+protected() { # waits until the drive is read-only or not
+	for i in $(seq 300); do
+		[ "$(blockdev --getro $d)" != "$1" ] || return 0
+		sleep 0.1
+	done
+	want "$1" blockdev --getro $d
 }
 mkfs.ext4 -q $d
 mount -t ext4 $d /mnt
@@ -51,7 +59,15 @@ filled $d 'blocks of 4096'
 nvme format $d --lbaf=0 --force
 want 512 blockdev --getss $d
 fill $d 'blocks of 512'
+nvme set-feature /dev/nvme0 --namespace-id=1 --feature-id=0x84 --value=1
+protected 1
+if dd if=/dev/zero of=$d bs=1M count=1 2>/tmp/dd; then echo 'a protected drive was written'; exit 1; fi
+notify protected
+await looked
+nvme set-feature /dev/nvme0 --namespace-id=1 --feature-id=0x84 --value=0
+protected 0
 filled $d 'blocks of 512'
+fill $d 'written again'
 healthy
 `}})
 	r.line(vm, "^small$")
@@ -67,10 +83,17 @@ healthy
 	r.soc.stop()
 	r.soc.start()
 	r.send(vm, "restarted")
+	r.line(vm, "^protected$")
+	var all []api.Namespace
+	r.leapJSON(&all, "leap-soc namespace list")
+	if len(all) != 1 || !all[0].WriteProtected || all[0].ReadOnly {
+		t.Errorf("namespaces %+v, want one that a host has protected", all)
+	}
+	r.send(vm, "looked")
 	r.wait(vm, 1)
 	r.waitPort("vm1", "waiting")
 	if got := r.fact("volume/d1/block"); got != "512" {
 		t.Errorf("block: %s", got)
 	}
-	r.checkPattern("d1", "blocks of 512")
+	r.checkPattern("d1", "written again")
 }
