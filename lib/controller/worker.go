@@ -41,7 +41,7 @@ type nsQueue struct {
 	writes   writes
 	inflight int
 	gone     bool     // no new commands; closed when inflight is 0
-	closed   bool     //
+	closed   bool     // by now
 	drained  []func() // told when this one and those before it are closed
 	earlier  *nsQueue // before it, of the same volume
 }
@@ -185,9 +185,9 @@ func (w *Worker) refresh(nsid uint32, done func()) {
 	done()
 }
 
-// renew follows a change of the volume of namespace nsid; done is called when
-// the commands begun before have ended. The queue stays open, so that nothing
-// can fail.
+// renew follows a change of namespace nsid itself, or of its volume; done is
+// called when the commands begun before have ended. The queue stays open, so
+// that nothing can fail.
 func (w *Worker) renew(nsid uint32, done func()) {
 	n := w.at(nsid)
 	if n == nil {
