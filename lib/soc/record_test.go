@@ -109,3 +109,27 @@ func TestStateVersion1Damaged(t *testing.T) {
 		t.Errorf("the file was changed: %v, %s", err, b)
 	}
 }
+
+// TestStateVersion2: what version 2 kept is there, and no host had protected
+// anything.
+func TestStateVersion2(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	v2 := strings.Replace(stateV1, `"version": 1`, `"version": 2`, 1)
+	v2 = strings.Replace(v2, `"shared": true`, `"shared": true, "read_only": true`, 1)
+	if err := os.WriteFile(path, []byte(v2), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startSoc()
+	ns := call[api.Subsystem](r, r.client(), "GET", "/v1/subsystems/s1", nil).Namespaces
+	if len(ns) != 1 || !ns[0].ReadOnly || ns[0].WriteProtected || ns[0].NSID != 7 {
+		t.Errorf("namespaces %+v", ns)
+	}
+	if b, err := os.ReadFile(path + ".v2"); err != nil || string(b) != v2 {
+		t.Errorf("the copy: %v, %s", err, b)
+	}
+}

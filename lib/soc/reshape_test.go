@@ -502,3 +502,64 @@ func TestFormatBlock(t *testing.T) {
 		}
 	}
 }
+
+// TestFormatBlockEnds: whatever ends under a format with another block, the
+// controller, the client, the namespace or leap-soc, the volume has one block or
+// the other and serves.
+func TestFormatBlockEnds(t *testing.T) {
+	r := newRigOf(t, 2)
+	r.volume("d1", "file", "size", "64M")
+	n := r.drive("vm1", api.DoorbellsTrap, small, "d1")
+	block := uint64(512)
+	for round := range 16 {
+		lbaf := uint8(1)
+		if block == 4096 {
+			lbaf = 0
+		}
+		if err := n.Admin().Submit(formatSQE(lbaf), func(nvme.CQE) {}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(round*137%1500) * time.Microsecond)
+		switch round % 4 {
+		case 0:
+			within(t, "disable", n.Disable)
+		case 1:
+			n.Client().Close()
+			r.waitState("vm1", api.PortWaiting)
+			n = r.guest("vm1", small)
+		case 2:
+			path := "/v1/subsystems/vm1/namespaces"
+			call[api.None](r, r.client(), "DELETE", path+"/1", nil)
+			within(t, "the namespace", func() error { // while the volume is being changed it is not to be had
+				for {
+					err := r.client().Post(context.Background(), path, api.NamespaceSpec{Volume: "d1", NSID: 1}, nil)
+					if fault.KindOf(err) != fault.Exists {
+						return err
+					}
+				}
+			})
+			within(t, "disable", n.Disable)
+		case 3:
+			r.stopSoc()
+			r.startSoc()
+			within(t, "disable", n.Disable)
+		}
+		within(t, "enable", func() error { return n.Enable(32) })
+		v := call[api.Volume](r, r.client(), "GET", "/v1/volumes/d1", nil)
+		block = uint64(v.Block)
+		r.isVolume(64*mib, block)
+		isNamespace(t, n, 64*mib, block)
+		q, err := n.CreatePair(1, 16, vfiousertest.Polled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, got := pattern(4096, uint64(round)), make([]byte, 4096)
+		last := (64*mib - 4096) / block
+		if err := q.Write(1, last, data, int(block)); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.Read(1, last, got, int(block)); err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("round %d: %v, equal %t", round, err, bytes.Equal(got, data))
+		}
+	}
+}
