@@ -122,7 +122,6 @@ func (c *Command) finish(st nvme.Status) {
 	}
 	c.count(c.Stats, st)
 	if ns := c.ns; ns != nil {
-		c.countHere(st)
 		c.ns = nil
 		ns.release()
 	}

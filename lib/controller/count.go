@@ -15,22 +15,22 @@ import (
 // it, to its end here, shortly before its completion is published. What the
 // controller does for itself is not counted.
 
-// count counts the end of the command in a set; nil: in none.
-func (c *Command) count(s *stats.Set, st nvme.Status) {
-	if c.began == 0 || s == nil {
+// count counts the end of the command for the transport, if it is to, and for
+// the namespace, if it has used one.
+func (c *Command) count(transport *stats.Set, st nvme.Status) {
+	if c.began == 0 {
 		return
 	}
 	bytes := c.length
 	if c.kind == stats.Discard {
 		bytes = c.discarded
 	}
-	s.Record(c.kind, c.poller().Now()-c.began, bytes, st != nvme.StatusSuccess)
-}
-
-// countHere is count for the namespace that the command has used.
-func (c *Command) countHere(st nvme.Status) {
-	if c.began != 0 {
-		c.count(c.ns.stats, st)
+	x := stats.NewSample(c.kind, c.poller().Now()-c.began, bytes, st != nvme.StatusSuccess)
+	if transport != nil {
+		transport.Record(&x)
+	}
+	if c.ns != nil {
+		c.ns.stats.Record(&x)
 		c.ns.stats.Done()
 	}
 }

@@ -211,7 +211,7 @@ func flushed(c *Command, st nvme.Status) {
 		c.Status = st
 	}
 	ns := c.ns
-	c.countHere(st)
+	c.count(nil, st)
 	c.ns = nil
 	ns.release()
 	if !c.stopped() {

@@ -53,9 +53,6 @@ func upper(i int) time.Duration {
 // Histogram counts latencies by buckets. It has one writer.
 type Histogram [buckets]Counter
 
-// record counts one latency.
-func (h *Histogram) record(d time.Duration) { h[index(d)].Add(1) }
-
 // Bucket is how many commands took about as long.
 type Bucket struct {
 	To time.Duration `json:"to"` // the longest latency counted here

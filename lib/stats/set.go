@@ -82,24 +82,37 @@ func (s *Set) Begin() { s.inFlight.Add(1) }
 // Done notes that a command is no longer in flight.
 func (s *Set) Done() { s.inFlight.Sub(1) }
 
-// Record counts a command that has ended after so long. One that has failed has
-// moved no data, whatever bytes says.
-func (s *Set) Record(k Kind, took time.Duration, bytes uint64, failed bool) {
-	class := k.class()
-	h := s.latency[class].Load()
+// Sample is a command that has ended, for several sets to record.
+type Sample struct {
+	kind   Kind
+	class  Class
+	failed bool
+	bucket int
+	bytes  uint64
+}
+
+// NewSample returns a command of kind k that took so long. One that has failed
+// has moved no data, whatever bytes says.
+func NewSample(k Kind, took time.Duration, bytes uint64, failed bool) Sample {
+	return Sample{kind: k, class: k.class(), failed: failed, bucket: index(took), bytes: bytes}
+}
+
+// Record counts a command.
+func (s *Set) Record(x *Sample) {
+	h := s.latency[x.class].Load()
 	if h == nil {
 		h = new(Histogram)
-		s.latency[class].Store(h)
+		s.latency[x.class].Store(h)
 	}
-	if failed {
-		s.errors[class].Add(1)
-	} else if bytes > 0 {
-		s.bytes[k].Add(bytes)
+	if x.failed {
+		s.errors[x.class].Add(1)
+	} else {
+		s.bytes[x.kind].Add(x.bytes)
 	}
-	if class == Rest {
-		s.commands[k].Add(1)
+	if x.class == Rest {
+		s.commands[x.kind].Add(1)
 	}
-	h.record(took)
+	h[x.bucket].Add(1)
 }
 
 // MediaError counts a request that its medium could not serve.

@@ -48,12 +48,17 @@ var latencies = rapid.SliceOf(rapid.Custom(func(t *rapid.T) time.Duration {
 	return time.Duration(rapid.Int64Range(0, 1<<topBits-1).Draw(t, "ns") >> rapid.IntRange(0, topBits-1).Draw(t, "shift"))
 }))
 
+func record(s *Set, k Kind, took time.Duration, bytes uint64, failed bool) {
+	x := NewSample(k, took, bytes, failed)
+	s.Record(&x)
+}
+
 // recorded returns a set that has recorded reads.
 func recorded(all []time.Duration, groups ...*Group) *Set {
 	s := NewSet(groups...)
 	for _, d := range all {
 		s.Begin()
-		s.Record(Read, d, 1, false)
+		record(s, Read, d, 1, false)
 		s.Done()
 	}
 	return s
@@ -111,9 +116,9 @@ func TestKinds(t *testing.T) {
 	s := NewSet()
 	for k := range kinds {
 		for range int(k) + 1 {
-			s.Record(k, time.Microsecond, 100, false)
+			record(s, k, time.Microsecond, 100, false)
 		}
-		s.Record(k, time.Second, 100, true)
+		record(s, k, time.Second, 100, true)
 	}
 	s.MediaError()
 	total := s.Total()
@@ -151,12 +156,12 @@ func TestGroup(t *testing.T) {
 	}
 	check("one set", a, 2, 1)
 	check("two sets", b, 3, 1)
-	first.Record(Read, time.Second, 1, false)
+	record(first, Read, time.Second, 1, false)
 	first.Done()
 	first.End()
 	check("one has ended", a, 3, 0)
 	check("one of two has ended", b, 4, 0)
-	second.Record(Read, time.Second, 1, false)
+	record(second, Read, time.Second, 1, false)
 	check("the other goes on", b, 5, 0)
 	second.End()
 	check("all have ended", b, 5, 0)
@@ -198,7 +203,7 @@ func TestConcurrent(t *testing.T) {
 				s := NewSet(g)
 				for range each {
 					s.Begin()
-					s.Record(Read, time.Duration(rng.Uint64N(1<<30)), 512, false)
+					record(s, Read, time.Duration(rng.Uint64N(1<<30)), 512, false)
 					s.Done()
 				}
 				s.End()
@@ -219,7 +224,7 @@ func TestRecordAllocations(t *testing.T) {
 	d := time.Duration(1)
 	if n := testing.AllocsPerRun(100, func() {
 		s.Begin()
-		s.Record(Read, d, 4096, false)
+		record(s, Read, d, 4096, false)
 		s.Done()
 		d *= 2
 	}); n != 0 {
@@ -232,7 +237,7 @@ func BenchmarkRecord(b *testing.B) {
 	b.ReportAllocs()
 	for i := range b.N {
 		s.Begin()
-		s.Record(Read, time.Duration(1000+i&0xfff), 4096, false)
+		record(s, Read, time.Duration(1000+i&0xfff), 4096, false)
 		s.Done()
 	}
 }
