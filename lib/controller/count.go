@@ -25,12 +25,12 @@ func (c *Command) count(transport *stats.Set, st nvme.Status) {
 	if c.kind == stats.Discard {
 		bytes = c.discarded
 	}
-	x := stats.NewSample(c.kind, c.poller().Now()-c.began, bytes, st != nvme.StatusSuccess)
+	took, failed := stats.LatencyOf(c.poller().Now()-c.began), st != nvme.StatusSuccess
 	if transport != nil {
-		transport.Record(&x)
+		transport.Record(c.kind, took, bytes, failed)
 	}
 	if c.ns != nil {
-		c.ns.stats.Record(&x)
+		c.ns.stats.Record(c.kind, took, bytes, failed)
 		c.ns.stats.Done()
 	}
 }

@@ -34,15 +34,18 @@ const (
 	buckets = (topBits-subBits-1)<<subBits + 2<<subBits
 )
 
-// index returns the bucket of a latency. One that is negative counts as 0.
-func index(d time.Duration) int {
+// Latency is a latency as it is counted: the number of its bucket.
+type Latency int
+
+// LatencyOf returns the bucket of a latency. One that is negative counts as 0.
+func LatencyOf(d time.Duration) Latency {
 	v := uint64(min(max(d, 0), 1<<topBits-1))
 	e := max(bits.Len64(v)-subBits-1, 0)
-	return e<<subBits + int(v>>e)
+	return Latency(e<<subBits + int(v>>e))
 }
 
 // upper returns the longest latency of a bucket.
-func upper(i int) time.Duration {
+func upper(i Latency) time.Duration {
 	if i < 2<<subBits {
 		return time.Duration(i)
 	}
@@ -68,7 +71,7 @@ func distribution(dense []uint64) Distribution {
 	var d Distribution
 	for i, n := range dense {
 		if n > 0 {
-			d = append(d, Bucket{upper(i), n})
+			d = append(d, Bucket{upper(Latency(i)), n})
 		}
 	}
 	return d

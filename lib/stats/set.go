@@ -38,15 +38,9 @@ const (
 	Classes
 )
 
-// class returns the class of a kind.
-func (k Kind) class() Class {
-	switch k {
-	case Read:
-		return Reads
-	case Write:
-		return Writes
-	}
-	return Rest
+// classes are those of the kinds.
+var classes = [kinds]Class{
+	Others: Rest, Read: Reads, Write: Writes, Flush: Rest, WriteZeroes: Rest, Discard: Rest, Compare: Rest, Verify: Rest, Copy: Rest,
 }
 
 // Set is what one poller counts of one thing. All but Total is for that poller
@@ -82,37 +76,24 @@ func (s *Set) Begin() { s.inFlight.Add(1) }
 // Done notes that a command is no longer in flight.
 func (s *Set) Done() { s.inFlight.Sub(1) }
 
-// Sample is a command that has ended, for several sets to record.
-type Sample struct {
-	kind   Kind
-	class  Class
-	failed bool
-	bucket int
-	bytes  uint64
-}
-
-// NewSample returns a command of kind k that took so long. One that has failed
-// has moved no data, whatever bytes says.
-func NewSample(k Kind, took time.Duration, bytes uint64, failed bool) Sample {
-	return Sample{kind: k, class: k.class(), failed: failed, bucket: index(took), bytes: bytes}
-}
-
-// Record counts a command.
-func (s *Set) Record(x *Sample) {
-	h := s.latency[x.class].Load()
+// Record counts a command of kind k that has ended. One that has failed has moved
+// no data, whatever bytes says.
+func (s *Set) Record(k Kind, took Latency, bytes uint64, failed bool) {
+	class := classes[k]
+	h := s.latency[class].Load()
 	if h == nil {
 		h = new(Histogram)
-		s.latency[x.class].Store(h)
+		s.latency[class].Store(h)
 	}
-	if x.failed {
-		s.errors[x.class].Add(1)
+	if failed {
+		s.errors[class].Add(1)
 	} else {
-		s.bytes[x.kind].Add(x.bytes)
+		s.bytes[k].Add(bytes)
 	}
-	if x.class == Rest {
-		s.commands[x.kind].Add(1)
+	if class == Rest {
+		s.commands[k].Add(1)
 	}
-	h[x.bucket].Add(1)
+	h[took].Add(1)
 }
 
 // MediaError counts a request that its medium could not serve.
@@ -214,7 +195,7 @@ func (t *Total) add(s *Set) {
 
 // Commands returns how many commands of a kind have ended.
 func (t *Total) Commands(k Kind) uint64 {
-	class := k.class()
+	class := classes[k]
 	if class == Rest {
 		return t.commands[k]
 	}
@@ -232,7 +213,7 @@ func (t *Total) Bytes(k Kind) uint64 { return t.bytes[k] }
 func (t *Total) ClassBytes(c Class) uint64 {
 	n := uint64(0)
 	for k := range kinds {
-		if k.class() == c {
+		if classes[k] == c {
 			n += t.bytes[k]
 		}
 	}

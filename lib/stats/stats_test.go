@@ -18,27 +18,27 @@ import (
 // Every latency lies in its bucket, buckets follow each other without a gap, and
 // none is wider than 1/16 of what is in it.
 func TestBuckets(t *testing.T) {
-	for i := range buckets {
+	for i := range Latency(buckets) {
 		low, high := time.Duration(0), upper(i)
 		if i > 0 {
 			low = upper(i-1) + 1
 		}
-		if index(low) != i || index(high) != i {
-			t.Errorf("bucket %d, %d to %d: they are in %d and %d", i, low, high, index(low), index(high))
+		if LatencyOf(low) != i || LatencyOf(high) != i {
+			t.Errorf("bucket %d, %d to %d: they are in %d and %d", i, low, high, LatencyOf(low), LatencyOf(high))
 		}
 		if width := high - low; width > 0 && width*16 >= low+16 {
 			t.Errorf("bucket %d, %d to %d, is too wide", i, low, high)
 		}
 	}
 	for _, d := range []time.Duration{1 << topBits, 1<<topBits + 1, math.MaxInt64} {
-		if got := index(d); got != buckets-1 {
+		if got := LatencyOf(d); got != buckets-1 {
 			t.Errorf("%v is in bucket %d", d, got)
 		}
 	}
 	if last := upper(buckets-2) + 1; last < time.Minute {
 		t.Errorf("latencies of %v share a bucket with longer ones", last)
 	}
-	if got := index(-1); got != 0 {
+	if got := LatencyOf(-1); got != 0 {
 		t.Errorf("-1 ns is in bucket %d", got)
 	}
 }
@@ -49,8 +49,7 @@ var latencies = rapid.SliceOf(rapid.Custom(func(t *rapid.T) time.Duration {
 }))
 
 func record(s *Set, k Kind, took time.Duration, bytes uint64, failed bool) {
-	x := NewSample(k, took, bytes, failed)
-	s.Record(&x)
+	s.Record(k, LatencyOf(took), bytes, failed)
 }
 
 // recorded returns a set that has recorded reads.
@@ -88,7 +87,7 @@ func TestPercentile(t *testing.T) {
 				t.Fatalf("p%v of %v is %v, want %v", p, all, got, want)
 			}
 		}
-		if len(all) > 0 && index(d.Max()) != index(all[len(all)-1]) {
+		if len(all) > 0 && LatencyOf(d.Max()) != LatencyOf(all[len(all)-1]) {
 			t.Fatalf("the longest of %v is %v", all, d.Max())
 		}
 	})
