@@ -172,15 +172,18 @@ func (w *watcher) show(ctx context.Context, call *cli.Call, screen *command.Scre
 	}
 }
 
-// look returns the changes of ports since the last look, and every queue pair;
-// those that are gone once more. A runtime that does not answer serves no queue
-// pairs.
+// look looks once. A runtime that does not answer serves no queue pairs.
 func (w *watcher) look(ctx context.Context) ([]sight, error) {
 	mappings, err := findAll(ctx, w.paths)
 	if mappings == nil {
 		return nil, err
 	}
-	now := time.Now()
+	return w.compare(time.Now(), mappings), nil
+}
+
+// compare returns the changes of ports since the last look, and every queue
+// pair; those that are gone once more.
+func (w *watcher) compare(now time.Time, mappings []mapping) []sight {
 	states, queues := make(map[string]string), make(map[string]map[uint16]api.QueuePair)
 	var all []sight
 	for _, m := range mappings {
@@ -199,7 +202,7 @@ func (w *watcher) look(ctx context.Context) ([]sight, error) {
 	}
 	all = append(all, w.gone(now, states, queues)...)
 	w.when, w.states, w.queues = now, states, queues
-	return all, nil
+	return all
 }
 
 // sight is a queue pair as it looks now, beside how it looked before.

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package soc
+
+import (
+	"testing"
+	"time"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/stats"
+)
+
+func TestNames(t *testing.T) {
+	for _, tt := range []struct {
+		word, thing string
+		want        bool
+	}{
+		{"d1", "d1", true}, {"d1", "d10", false}, {"s1", "s1/1", true}, {"s1/1", "s1/1", true}, {"s1/1", "s1/10", false}, {"s1", "s10/1", false},
+	} {
+		if got := names(tt.word, tt.thing); got != tt.want {
+			t.Errorf("%s names %s: %t", tt.word, tt.thing, got)
+		}
+	}
+}
+
+func TestLatency(t *testing.T) {
+	some := api.OpStat{Commands: 1}
+	for _, tt := range []struct {
+		format cli.Format
+		ops    api.OpStat
+		d      time.Duration
+		want   any
+	}{
+		{cli.Text, some, 999, 999 * time.Nanosecond},
+		{cli.Text, some, 1047551, 1050 * time.Microsecond},
+		{cli.Text, some, 61 * time.Second, 61 * time.Second},
+		{cli.Text, some, 0, time.Duration(0)},
+		{cli.TSV, some, 1047551, time.Duration(1047551)},
+		{cli.Text, api.OpStat{}, 0, nil},
+		{cli.TSV, api.OpStat{}, 0, nil},
+	} {
+		if got := latency(tt.format, tt.ops, tt.d); got != tt.want {
+			t.Errorf("%s, %v of %d commands: %v, want %v", tt.format, tt.d, tt.ops.Commands, got, tt.want)
+		}
+	}
+}
+
+// Rates are those of the time between two looks, by the runtime's own clock.
+func TestBetween(t *testing.T) {
+	look := func(up time.Duration, commands uint64) api.Stat {
+		ops := api.NewOpStat(commands*4096, 0, stats.Distribution{{To: 100, N: commands}})
+		return api.Stat{Uptime: up, Things: api.List[api.ThingStat]{{Name: "d1", InFlight: 2, Write: ops}}}
+	}
+	i := between(look(time.Second, 10), look(1500*time.Millisecond, 510))
+	got := i.Things[0]
+	if i.Interval != 500*time.Millisecond || i.Uptime != 1500*time.Millisecond {
+		t.Errorf("interval %v, up %v", i.Interval, i.Uptime)
+	}
+	if got.IOPS != (perSecond{Write: 1000}) || got.Bandwidth != (perSecond{Write: 1000 * 4096}) || got.Write.Commands != 500 || got.InFlight != 2 {
+		t.Errorf("got %+v", got)
+	}
+	if i := between(look(time.Second, 10), look(time.Second, 10)); i.Things[0].IOPS != (perSecond{}) {
+		t.Errorf("in no time %+v", i.Things[0].IOPS)
+	}
+}
