@@ -42,9 +42,9 @@ func (p *Poller) Tick() {
 }
 
 // rest notes that a turn has found nothing to do.
-func (p *Poller) rest() {
+func (p *Poller) rest(now time.Time) {
 	if p.busy != 0 {
-		p.load.busy.Add(uint64(int64(time.Since(p.started)) - p.busy))
+		p.load.busy.Add(uint64(int64(now.Sub(p.started)) - p.busy))
 		p.busy = 0
 	}
 }

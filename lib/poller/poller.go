@@ -273,7 +273,6 @@ func (p *Poller) loop() {
 			p.load.turns.Add(1)
 			continue
 		}
-		p.rest()
 		if p.spin() {
 			continue
 		}
@@ -314,13 +313,14 @@ func (p *Poller) check(err error) {
 
 // spin reports whether to look again at once rather than to sleep.
 func (p *Poller) spin() bool {
-	switch p.mode {
-	case Busy:
-		return true
-	case Interrupt:
-		return false
+	if p.mode != Adaptive {
+		if p.busy != 0 {
+			p.rest(time.Now())
+		}
+		return p.mode == Busy
 	}
 	now := time.Now()
+	p.rest(now)
 	if p.idle.IsZero() {
 		p.idle = now
 		p.idleTurn = now
