@@ -261,13 +261,12 @@ func TestScreen(t *testing.T) {
 		if _, err := e.sh(t, "kill $(cat "+e.run+"/soc.pid)"); err != nil {
 			t.Fatal(err)
 		}
-		<-x.exit
-		x.exit <- nil
-		if out := x.raw(); !strings.Contains(out, "\x1b[?1049lleap-soc: top: ") {
-			t.Errorf("it ends with %q", out[max(0, len(out)-200):])
-		}
+		x.waitFor(`(?s)^no answer: .*leap-soc is not running.*\nd1 `)
 		if _, err := e.sh(t, "leap-soc run >/dev/null 2>&1 & leap-soc wait runtime soc attached --timeout 30s"); err != nil {
 			t.Fatal(err)
 		}
+		x.waitFor(`(?s)^soc: up .*\nd1 `)
+		x.press("q")
+		x.ends(0)
 	})
 }

@@ -70,9 +70,10 @@ type topView struct {
 	watched
 	sort  string
 	every time.Duration
+	lost  error // why the picture is an old one
 }
 
-// run draws until the user has enough. The first picture has what was counted
+// run draws until the user has enough, also while no runtime answers. The first picture has what was counted
 // since the runtime's start, so that there is one at once.
 func (v *topView) run(ctx context.Context, call *cli.Call, screen *command.Screen, last api.Stat) error {
 	shown := between(api.Stat{}, last)
@@ -91,8 +92,8 @@ func (v *topView) run(ctx context.Context, call *cli.Call, screen *command.Scree
 			}
 		}
 		now, err := v.look(ctx, call)
-		if err != nil {
-			return err
+		if v.lost = err; err != nil {
+			continue // another runtime may come
 		}
 		if now.By != last.By {
 			last = api.Stat{}
@@ -135,6 +136,9 @@ func (v *topView) draw(call *cli.Call, screen *command.Screen, i interval) error
 		header(i.Stat, i.Interval),
 		fmt.Sprintf("by %s, sorted by %s, over %v; keys: q i b n v s u", i.By, v.sort, i.Interval.Round(time.Millisecond)),
 		"",
+	}
+	if v.lost != nil {
+		lines[0] = "no answer: " + v.lost.Error()
 	}
 	const tableHead = 3
 	return screen.Draw(append(lines, strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n")...), tableHead)
