@@ -72,12 +72,19 @@ type showing struct {
 // in no namespace.
 var firstShown = [...]uint32{1, 2, 3}
 
+// inMemory has temporary files in memory, where state files and flushes cost
+// next to nothing.
+func inMemory(t testing.TB) {
+	const folder = "/dev/shm"
+	if _, err := os.Stat(folder); err == nil {
+		t.Setenv("TMPDIR", folder)
+	}
+}
+
 // newStage starts everything.
 func newStage(t testing.TB) *stage {
 	t.Helper()
-	if _, err := os.Stat("/dev/shm"); err == nil {
-		t.Setenv("TMPDIR", "/dev/shm") // state files and flushes cost nothing there
-	}
+	inMemory(t)
 	r := newRig(t)
 	s := &stage{r: r, shown: make(map[uint32]showing)}
 	r.volume("d1", "mem", "size", "2M")

@@ -5,6 +5,7 @@ package soc_test
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/leapio/leapio/lib/nvme"
@@ -137,12 +138,28 @@ func sequenceSeeds() (all [][]byte) {
 	}
 	for i := range 12 { // I/O on every namespace, one of them write protected
 		in := step(27, 0, 4)
+		for _, nsid := range []byte{0, 4, 7} { // all of the others have something
+			in = append(in, step(0, 0, nsid, flagBig|flagWait, shapePages, 63, 0, 0)...)
+			in = append(in, step(0, 0, nsid, flagBig|flagWait, shapePages, 63, 0, 8)...)
+		}
 		for range 8 {
 			for _, nsid := range []byte{0, 4, 7, 9} {
 				in = append(in, step(byte(i), 0, nsid, byte(rng.Uint32())&flagsSmooth, byte(rng.Uint32())%shapeReadOnly)...)
 			}
 		}
 		all = append(all, in)
+	}
+	// Events: more requests than there may be, namespaces that come and go, with
+	// their log page read in between or not, stopped queues, aborts.
+	request, abort, namespace, stop := step(20), step(21, 0), step(27, 0, 1), step(29, 0, 0)
+	enable, changes, errs := step(15, 0x0b, 0, 0xff, 1, 0, 0, 0), step(13, 4, 0, 0, 1, 0, 0), step(13, 1, 0, 0, 1, 0, 0)
+	for _, scene := range [][][]byte{
+		{request, request, request, request, request, request, abort, request, request, abort, abort, abort, abort, abort},
+		{enable, namespace, request, namespace, request, namespace, changes, namespace, request, changes, changes, namespace},
+		{request, stop, stop, request, request, errs, stop, errs, stop, namespace, enable, namespace, errs, changes},
+		{namespace, changes, request, enable, namespace, namespace, request, changes, request, stop, changes, errs, errs},
+	} {
+		all = append(all, slices.Concat(scene...))
 	}
 	for range 30 {
 		var in []byte
