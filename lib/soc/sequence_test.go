@@ -161,6 +161,15 @@ func sequenceSeeds() (all [][]byte) {
 	} {
 		all = append(all, slices.Concat(scene...))
 	}
+	for fid := range byte(0x18) { // every feature set, and got in every way
+		in := slices.Concat(step(15, fid, 0, 0x5a, 0xa5, 0, 0, 0), step(15, fid, 0), step(15, fid, 4, 0, 0xf))
+		for sel := range byte(4) {
+			in = append(in, step(14, fid, 1, sel, 0, 0, 0, 0)...)
+		}
+		all = append(all, in)
+	}
+	few := step(15, 7, 0, 0, 0, 0, 0, 0) // Number of Queues: one pair, then more
+	all = append(all, slices.Concat(few, step(16, 1, 3, 0, 0, 0), step(16, 0, 3, 0, 0, 0), step(17, 1, 3, 0, 3, 0, 0), step(17, 0, 0, 3, 0, 0), few))
 	for range 30 {
 		var in []byte
 		for range 40 {
