@@ -234,6 +234,32 @@ func (d *data) put(b []byte) {
 // get returns what the device has stored.
 func (d *data) get() []byte { return bytes.Join(d.pieces, nil) }
 
+// released returns the buffers of Reads that are outstanding, full of canaries:
+// the device may not store to them any more.
+func (p *player) released(of func(*expected) bool) (all []*data) {
+	for _, x := range p.pending {
+		if x.into == nil || !of(x) {
+			continue
+		}
+		for _, b := range x.into.pieces {
+			for i := range b {
+				b[i] = canary
+			}
+		}
+		all = append(all, x.into)
+	}
+	return all
+}
+
+// stillReleased checks what released returned.
+func (p *player) stillReleased(all []*data, after string) {
+	for _, dat := range all {
+		if !dat.untouched(true) {
+			p.failf("memory was stored to after %s", after)
+		}
+	}
+}
+
 // untouched reports whether all of the pages, or all around the data, is still
 // canaries.
 func (d *data) untouched(all bool) bool {

@@ -70,6 +70,7 @@ type expected struct {
 	// partly: where it fails, its changes may have been made all the same.
 	partly  bool
 	partner *expected // the other half of a pair
+	into    *data     // where a Read stores its data
 }
 
 // extent is a range of blocks.

@@ -62,7 +62,13 @@ func (p *player) reset(how int, entries uint32) {
 	case resetConnection:
 		p.connect(p.t)
 	}
+	if how == resetAtOnce || how == resetConnection {
+		p.enable(entries)
+		return
+	}
+	all := p.released(func(*expected) bool { return true })
 	p.enable(entries)
+	p.stillReleased(all, "a reset")
 }
 
 func (p *player) resetOp() {
@@ -152,8 +158,8 @@ func (p *player) hidden() *disk {
 
 // mappingOp maps or unmaps memory of the guest, with commands in flight.
 func (p *player) mappingOp() {
-	i := int(p.in.u8()) % len(playRegions)
-	if p.in.u8()&1 != 0 {
+	i, how := int(p.in.u8())%len(playRegions), p.in.u8()
+	if how&1 != 0 {
 		p.drain()
 	}
 	for _, x := range p.pending {
@@ -163,6 +169,17 @@ func (p *player) mappingOp() {
 	}
 	p.logf("toggle region %d", i)
 	p.toggle(p.t, i)
+	if how&2 != 0 && !p.mapped[i] {
+		all := p.released(func(x *expected) bool { return x.region && x.inRegion(i) })
+		p.drain()
+		p.stillReleased(all, "its region was unmapped")
+	}
+}
+
+// inRegion reports whether all of a Read's data lies in a further region.
+func (x *expected) inRegion(i int) bool {
+	m := playRegions[i]
+	return x.into.prp1 >= m.Address && x.into.prp1+uint64(len(x.into.get())) <= m.Address+m.Size
 }
 
 // badTail writes a tail that cannot be: the queue is stopped, with an event.

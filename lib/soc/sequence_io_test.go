@@ -170,7 +170,7 @@ func (p *player) read() {
 func (p *player) expectRead(e *nvme.SQE, x *expected, d *disk, at, n uint64, shape int) {
 	dat := p.place(e, x.size(d, n), shape)
 	x.errs = append(x.errs, dat.toHost...)
-	x.region = dat.region
+	x.region, x.into = dat.region, &dat
 	if d != nil && len(x.errs) == 0 {
 		x.reads = []extent{{d, at, n}}
 	}

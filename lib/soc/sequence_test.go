@@ -170,6 +170,18 @@ func sequenceSeeds() (all [][]byte) {
 	}
 	few := step(15, 7, 0, 0, 0, 0, 0, 0) // Number of Queues: one pair, then more
 	all = append(all, slices.Concat(few, step(16, 1, 3, 0, 0, 0), step(16, 0, 3, 0, 0, 0), step(17, 1, 3, 0, 3, 0, 0), step(17, 0, 0, 3, 0, 0), few))
+	// Resets, and memory that goes, with large transfers in flight; shadow
+	// doorbells that are configured in the midst of it.
+	for _, nsid := range []byte{0, 7} {
+		write := step(0, 0, nsid, flagBig, shapePages, 63, 0, 0)
+		read, region := step(1, 0, nsid, flagBig, shapePages, 63, 0, 0), step(1, 0, nsid, 0, shapeRegion, 63, 0, 0)
+		shadow, toggle, reset := step(23, 0), step(28, 0, 2), step(26, 0, 0)
+		in := slices.Concat(write, read, read, reset, write, write, read, shadow, read, read, shadow, region, region, toggle, read, toggle)
+		for how := range byte(resetConnection) {
+			in = slices.Concat(in, write, read, read, read, read, step(26, how, 0), write, step(35), read)
+		}
+		all = append(all, in)
+	}
 	for range 30 {
 		var in []byte
 		for range 40 {
