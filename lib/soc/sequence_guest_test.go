@@ -29,7 +29,7 @@ type player struct {
 	mark    uint64 // of the last block written
 	list    uint64 // next free page for PRP lists
 	arena   uint64 // next free page for data
-	shadow  bool   // shadow doorbells are in use
+	shadow  uint64 // shadow doorbells; event indexes follow; 0: not in use
 
 	furtherUsed bool // the further regions are in use
 }
@@ -137,7 +137,7 @@ func (p *player) forget() {
 	}
 	p.sqs, p.cqs = make(map[uint16]*playSQ), make(map[uint16]*playCQ)
 	p.pending = make(map[uint32]*expected)
-	p.shadow = false
+	p.shadow = 0
 	p.model.reset()
 }
 
@@ -156,10 +156,10 @@ func (p *player) addSQ(id, cq uint16, entries uint32, addr uint64) *playSQ {
 
 // ring rings a doorbell, a shadow doorbell by its rule.
 func (p *player) ring(offset uint64, old, v uint32) {
-	if p.shadow && offset >= nvme.SQDoorbell(1, 0) {
+	if p.shadow != 0 && offset >= nvme.SQDoorbell(1, 0) {
 		at := offset - nvme.RegDoorbells
-		atomic.StoreUint32(p.word(shadowAt+at), v)
-		if event := atomic.LoadUint32(p.word(shadowAt + 4096 + at)); uint16(v-event-1) >= uint16(v-old) {
+		atomic.StoreUint32(p.word(p.shadow+at), v)
+		if event := atomic.LoadUint32(p.word(p.shadow + pageSize + at)); uint16(v-event-1) >= uint16(v-old) {
 			return
 		}
 	}

@@ -199,8 +199,8 @@ func (p *player) badTail() {
 
 // force writes a doorbell, the shadow if that is in use.
 func (p *player) force(offset uint64, v uint32) {
-	if p.shadow && offset >= nvme.SQDoorbell(1, 0) {
-		atomic.StoreUint32(p.word(shadowAt+offset-nvme.RegDoorbells), v)
+	if p.shadow != 0 && offset >= nvme.SQDoorbell(1, 0) {
+		atomic.StoreUint32(p.word(p.shadow+offset-nvme.RegDoorbells), v)
 	}
 	p.write32(offset, v)
 }
@@ -242,7 +242,7 @@ func (p *player) strayWrites() {
 		return
 	case 3:
 		for _, q := range p.sqs { // a kick without news
-			if !q.odd && !p.shadow {
+			if !q.odd && p.shadow == 0 {
 				p.write32(nvme.SQDoorbell(q.id, 0), q.rung)
 			}
 		}
@@ -294,7 +294,8 @@ func (p *player) wild() {
 		raw(nvme.DoorbellBuffer{Shadow: shadowAt, EventIndex: to}, shadowAt)
 		push(2, read)
 	case 6: // queues over one another, over no memory, over memory that cannot be written
-		for id, at := range map[uint16]uint64{7: q.addr, 8: cq.addr, 9: adminSQAt, 10: nowhere, 11: playRegions[2].Address, 12: arenaAt} {
+		for i, at := range []uint64{q.addr, cq.addr, adminSQAt, nowhere, playRegions[2].Address, arenaAt} {
+			id := uint16(7 + i)
 			raw(nvme.CreateCQ{QID: id, QSIZE: 3, PC: true}, at)
 			raw(nvme.CreateSQ{QID: id, QSIZE: 3, PC: true, CQID: id}, at)
 			p.force(nvme.SQDoorbell(id, 0), 3)

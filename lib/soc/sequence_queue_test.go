@@ -280,7 +280,8 @@ func (p *player) formatOf(nsid uint32) uint8 {
 func (p *player) doorbellBuffer() {
 	p.drain()
 	e, x := nvme.SQE{}, new(expected)
-	buffers := nvme.DoorbellBuffer{Shadow: shadowAt, EventIndex: shadowAt + 4096}
+	at := pick[uint64](&p.in, shadowAt, shadowAt+2*pageSize)
+	buffers := nvme.DoorbellBuffer{Shadow: at, EventIndex: at + pageSize}
 	bad := func(st nvme.Status) { x.errs = append(x.errs, st, nvme.StatusInvalidField) }
 	switch p.in.u8() % 16 {
 	case 10:
@@ -304,7 +305,7 @@ func (p *player) doorbellBuffer() {
 	}
 	buffers.Put(&e)
 	if _, st := p.admin(e, x); st == nvme.StatusSuccess {
-		p.shadow = true
+		p.shadow = at
 	}
 }
 

@@ -175,8 +175,11 @@ func sequenceSeeds() (all [][]byte) {
 	for _, nsid := range []byte{0, 7} {
 		write := step(0, 0, nsid, flagBig, shapePages, 63, 0, 0)
 		read, region := step(1, 0, nsid, flagBig, shapePages, 63, 0, 0), step(1, 0, nsid, 0, shapeRegion, 63, 0, 0)
-		shadow, toggle, reset := step(23, 0), step(28, 0, 2), step(26, 0, 0)
-		in := slices.Concat(write, read, read, reset, write, write, read, shadow, read, read, shadow, region, region, toggle, read, toggle)
+		shadow, again, toggle, reset := step(23, 0, 0), step(23, 1, 0), step(28, 0, 2), step(26, 0, 0)
+		in := slices.Concat(write, read, read, reset, write, write, read, shadow, read, read, again, region, region, toggle, read, toggle)
+		for range 10 {
+			in = slices.Concat(in, region, region, read, region, shadow, region, read, region, again)
+		}
 		for how := range byte(resetConnection) {
 			in = slices.Concat(in, write, read, read, read, read, step(26, how, 0), write, step(35), read)
 		}
