@@ -141,6 +141,24 @@ func TestHostilePRPs(t *testing.T) {
 	for i := range 512 {
 		put(i, list) // every entry is the list itself
 	}
+	pages, same, err := mem.Alloc(4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 512 {
+		binary.LittleEndian.PutUint64(same[i*8:], list)
+	}
+	end, err := mem.Bytes(64<<20-8, 8) // of a list, which goes on behind the memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint64(end, 64<<20)
+	var queues [2]uint64 // of the admin queue
+	for i, register := range []uint64{nvme.RegASQ, nvme.RegACQ} {
+		if queues[i], err = n.Client().Read64(register); err != nil {
+			t.Fatal(err)
+		}
+	}
 	const away = 1 << 45
 	tests := []struct {
 		name       string
@@ -157,6 +175,11 @@ func TestHostilePRPs(t *testing.T) {
 		{"list unaligned", list, list + 4, 1 << 20, nvme.StatusInvalidPRPOffset},
 		{"list that is its own data", list, list, 1 << 20, nvme.StatusSuccess},
 		{"chain to itself, one entry a page", list, list + 4088, 1 << 20, nvme.StatusSuccess},
+		{"list entries that are all one page", list, pages, 64 << 10, nvme.StatusSuccess},
+		{"list across the end of memory", list, 64<<20 - 8, 64 << 10, nvme.StatusDataTransferError},
+		{"data across the end of memory", 64<<20 - 4096, 64 << 20, 8192, nvme.StatusDataTransferError},
+		{"the queues", queues[0], queues[1], 8192, nvme.StatusSuccess},
+		{"a list in the submission queue", list, queues[0], 8192 + 512, nvme.StatusInvalidPRPOffset},
 		{"read-only firmware", 0xfffc0000, 0, 4096, nvme.StatusDataTransferError},
 		{"the doorbells", 0xc000001000, 0, 4096, nvme.StatusDataTransferError},
 	}

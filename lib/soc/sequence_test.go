@@ -198,6 +198,11 @@ func sequenceSeeds() (all [][]byte) {
 // FuzzSequence plays sequences of whatever a host may do, well or badly: every
 // command ends once, with a status and data that the model allows; after a reset
 // all is well, whatever was before; and the machine next door notices nothing.
+//
+// What is new to the fuzzer here is mostly timing, which is not worth the minute
+// it takes by default to make such an input smaller:
+//
+//	go test ./lib/soc -run FuzzSequence -fuzz FuzzSequence -parallel 1 -fuzzminimizetime 5x
 func FuzzSequence(f *testing.F) {
 	for _, in := range sequenceSeeds() {
 		f.Add(in)
