@@ -197,6 +197,34 @@ func (p *player) badTail() {
 	p.settle()
 }
 
+// restart stops leap-soc and starts it again, rarely: it takes its time. Nothing
+// changes for the host, whatever is in flight, but that a pair whose result was
+// not published is executed again, and finds what it has written.
+func (p *player) restart() {
+	if p.in.u8()%4 != 0 {
+		return
+	}
+	for _, q := range p.sqs {
+		if q.odd {
+			return
+		}
+	}
+	for _, q := range p.cqs {
+		if q.odd {
+			return
+		}
+	}
+	for _, x := range p.pending {
+		if x.partner != nil {
+			x.shake()
+			x.again = true
+		}
+	}
+	p.logf("restart")
+	p.r.stopSoc()
+	p.r.startSoc()
+}
+
 // force writes a doorbell, the shadow if that is in use.
 func (p *player) force(offset uint64, v uint32) {
 	if p.shadow != 0 && offset >= nvme.SQDoorbell(1, 0) {

@@ -30,6 +30,7 @@ var steps = [...]func(*player){
 	(*player).mappingOp, (*player).badTail, (*player).badHead, (*player).strayWrites,
 	(*player).wild, (*player).enableBadly, (*player).newPair, (*player).drain,
 	(*player).createCQ, (*player).createSQ, (*player).setFeatures, (*player).copyBlocks,
+	(*player).restart,
 }
 
 // newPair makes a pair of queues.
@@ -43,6 +44,9 @@ func (s *stage) play(t testing.TB, in []byte) {
 	s.r.t = t
 	if s.dirty {
 		// The sequence before has failed. What it has left is unknown.
+		if s.r.soc == nil {
+			s.r.startSoc()
+		}
 		s.connect(t)
 		for _, d := range s.disks {
 			d.forget()
@@ -168,6 +172,13 @@ func sequenceSeeds() (all [][]byte) {
 		}
 		all = append(all, in)
 	}
+	// The runtime goes and comes: what was set, asked for and made is still there.
+	restart := step(40, 0)
+	all = append(all,
+		slices.Concat(enable, request, restart, namespace, namespace, restart, request, restart, changes, step(15, 6, 0), step(15, 0x0e, 0, 9, 9, 9), restart,
+			step(14, 6, 0, 0), step(14, 0x0b, 0, 0), step(14, 0x0e, 0, 0), abort),
+		slices.Concat(step(0, 0, 0, flagBig, shapePages, 63), step(1, 0, 4, flagBig, shapePages, 63), step(10, 0, 7, 0, 0, 0), restart, step(23, 0, 0), step(9, 0, 0, 0, 0, 3), restart, step(1)),
+	)
 	few := step(15, 7, 0, 0, 0, 0, 0, 0) // Number of Queues: one pair, then more
 	all = append(all, slices.Concat(few, step(16, 1, 3, 0, 0, 0), step(16, 0, 3, 0, 0, 0), step(17, 1, 3, 0, 3, 0, 0), step(17, 0, 0, 3, 0, 0), few))
 	// Resets, and memory that goes, with large transfers in flight; shadow
