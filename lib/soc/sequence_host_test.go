@@ -167,6 +167,9 @@ func (p *player) mappingOp() {
 			x.shake()
 		}
 	}
+	if p.private {
+		return
+	}
 	p.logf("toggle region %d", i)
 	p.toggle(p.t, i)
 	if how&2 != 0 && !p.mapped[i] {

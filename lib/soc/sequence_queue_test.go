@@ -303,6 +303,9 @@ func (p *player) doorbellBuffer() {
 		buffers.EventIndex = firmwareAt
 		bad(nvme.StatusDataTransferError)
 	}
+	if p.private {
+		x.errs = []nvme.Status{nvme.StatusInvalidOpcode}
+	}
 	buffers.Put(&e)
 	if _, st := p.admin(e, x); st == nvme.StatusSuccess {
 		p.shadow = at

@@ -58,8 +58,10 @@ type stage struct {
 	rounds uint64 // of other
 	disks  [4]*disk
 	mapped [len(playRegions)]bool
-	dirty  bool               // a sequence has not come to its end
-	shown  map[uint32]showing // by NSID
+	dirty  bool // a sequence has not come to its end
+	// private: guest memory is reached by messages; there are no further regions.
+	private bool
+	shown   map[uint32]showing // by NSID
 }
 
 // showing is a volume that is a namespace.
@@ -82,11 +84,11 @@ func inMemory(t testing.TB) {
 }
 
 // newStage starts everything.
-func newStage(t testing.TB) *stage {
+func newStage(t testing.TB, private bool) *stage {
 	t.Helper()
 	inMemory(t)
 	r := newRig(t)
-	s := &stage{r: r, shown: make(map[uint32]showing)}
+	s := &stage{r: r, shown: make(map[uint32]showing), private: private}
 	r.volume("d1", "mem", "size", "2M")
 	r.volume("d2", "mem", "size", "1M", "block", "4096")
 	r.volume("d3", "file", "size", "1M")
@@ -106,7 +108,7 @@ func newStage(t testing.TB) *stage {
 	if s.other, err = n.CreatePair(1, 8, vfiousertest.Polled); err != nil {
 		t.Fatal(err)
 	}
-	if s.mem, err = vfiousertest.NewMemory(vfiousertest.MemoryOptions{Low: playRAM}); err != nil {
+	if s.mem, err = vfiousertest.NewMemory(vfiousertest.MemoryOptions{Low: playRAM, Private: private}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.client.Close(); s.mem.Close() })
@@ -139,7 +141,7 @@ func (s *stage) connect(t testing.TB) {
 func (s *stage) remap(t testing.TB) {
 	t.Helper()
 	for i := range playRegions {
-		if !s.mapped[i] {
+		if !s.mapped[i] && !s.private {
 			s.toggle(t, i)
 		}
 	}

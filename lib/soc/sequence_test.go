@@ -4,6 +4,7 @@
 package soc_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -218,6 +219,18 @@ func FuzzSequence(f *testing.F) {
 	for _, in := range sequenceSeeds() {
 		f.Add(in)
 	}
-	s := newStage(f)
+	s := newStage(f, false)
 	f.Fuzz(func(t *testing.T, in []byte) { s.play(t, in) })
+}
+
+// TestSequencesUnshared plays some of the seeds where guest memory is reached by
+// messages.
+func TestSequencesUnshared(t *testing.T) {
+	s := newStage(t, true)
+	for i, in := range sequenceSeeds() {
+		if i%4 == 0 {
+			t.Run(fmt.Sprint(i), func(t *testing.T) { s.play(t, in) })
+		}
+	}
+	s.r.t = t
 }
