@@ -211,8 +211,9 @@ func (p *port) csts() nvme.CSTS {
 	case p.acknowledged():
 		if p.client != nil && p.client.staleWrites() {
 			// The client may still carry out what the function wrote before its
-			// reset: the guest must not begin anew yet.
-			s = s.WithRDY(false)
+			// reset. Until it has, the guest must take its memory for in use, and
+			// not begin anew: RDY is what it does not wait for.
+			s = s.WithRDY(!p.regs.Page.LoadCC().EN())
 		}
 		return s
 	case p.functionReset:

@@ -179,8 +179,11 @@ func TestRelayDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	dropped("reset", id)
-	// The client may still carry out the write: the guest must wait with its
-	// next start.
+	// The client may still carry out the write: the guest must neither use its
+	// memory for something else nor start anew.
+	if got := readRegister(t, r.p, nvme.RegCSTS, 4); got != uint64(nvme.CSTS(0).WithRDY(true)) {
+		t.Errorf("CSTS is %#x after a reset while a write is with the client, want RDY", got)
+	}
 	writeRegister(t, r.p, nvme.RegCC, 4, uint64(nvme.CC(0).WithEN(true)))
 	eventually(t, "ready runtime", func() bool { return r.p.regs.Page.LoadStatus().CSTS().RDY() })
 	if got := readRegister(t, r.p, nvme.RegCSTS, 4); got != 0 {
