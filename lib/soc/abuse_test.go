@@ -317,6 +317,39 @@ func TestResetStorm(t *testing.T) {
 	exercise(t, n, vfiousertest.Polled)
 }
 
+// TestFaultsInLog: a guest that makes mistakes all the time does not fill the
+// log.
+func TestFaultsInLog(t *testing.T) {
+	inMemory(t)
+	r, n := neighbours(t, "mem", small)
+	c, before := n.Client(), r.lines.complained()
+	const times = 200
+	if err := n.Disable(); err != nil {
+		t.Fatal(err)
+	}
+	for range times {
+		// Pages of 8 KiB are not offered.
+		if err := c.Write32(nvme.RegCC, uint32(nvme.CC(0).WithEN(true)|1<<7)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.WaitCSTS("fatal status", 10*time.Second, nvme.CSTS.CFS); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Enable(32); err != nil {
+			t.Fatal(err)
+		}
+		if err := queue(t, n, 1).SetTail(1000); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Disable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.lines.complained() - before; got < 2 || got > 20 {
+		t.Errorf("%d lines for %d times two mistakes", got, times)
+	}
+}
+
 // TestEventFlood sends more event requests than there may be, again and again,
 // with aborts and resets in between.
 func TestEventFlood(t *testing.T) {

@@ -28,6 +28,7 @@ type rig struct {
 	t       testing.TB
 	paths   api.Paths
 	log     *slog.Logger
+	lines   *testLog
 	pollers int  // of leap-soc
 	child   bool // leap-soc is a process of its own from the next start on
 	wpt     *daemon
@@ -56,7 +57,8 @@ func newRigOf(t testing.TB, pollers int) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, paths: paths, pollers: pollers, log: slog.New(slog.NewTextHandler(&testLog{t: t}, nil))}
+	lines := &testLog{t: t}
+	r := &rig{t: t, paths: paths, pollers: pollers, log: slog.New(slog.NewTextHandler(lines, nil)), lines: lines}
 	r.startWpt()
 	t.Cleanup(func() { r.stopWpt() })
 	r.startSoc()
@@ -200,10 +202,11 @@ func (r *rig) guest(port string, mem vfiousertest.MemoryOptions) *vfiousertest.N
 	return n
 }
 
-// testLog sends log lines to the test.
+// testLog sends log lines to the test, and counts those that complain.
 type testLog struct {
-	t  testing.TB
-	mu sync.Mutex
+	t          testing.TB
+	mu         sync.Mutex
+	complaints int
 }
 
 func (l *testLog) Write(b []byte) (int, error) {
@@ -212,7 +215,17 @@ func (l *testLog) Write(b []byte) (int, error) {
 	if testing.Verbose() {
 		fmt.Fprint(os.Stderr, string(b))
 	}
+	if bytes.Contains(b, []byte("level=WARN")) || bytes.Contains(b, []byte("level=ERROR")) {
+		l.complaints++
+	}
 	return len(b), nil
+}
+
+// complained returns how many lines complained.
+func (l *testLog) complained() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.complaints
 }
 
 var small = vfiousertest.MemoryOptions{Low: 64 << 20, High: 16 << 20}

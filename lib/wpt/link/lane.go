@@ -245,7 +245,9 @@ func (l *lane) broken(err error, mark *bool) {
 		l.stopping = true // the port is about to be given up
 	case errors.Is(err, qpair.ErrDoorbell):
 		*mark = true
-		l.port.log.Warn("guest wrote an invalid doorbell value; the queue is stopped until the next reset")
+		if n, ok := l.port.badDoorbells.seldom(); ok {
+			l.port.log.Warn("guest wrote an invalid doorbell value; the queue is stopped until the next reset", "times", n)
+		}
 		l.port.adminPost(func(a *lane) { a.ctrl.Event(nvme.EventInvalidDoorbellValue) })
 	default:
 		l.fail(err.Error())

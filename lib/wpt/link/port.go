@@ -56,6 +56,9 @@ type Port struct {
 	unshared bool // the client gives files for memory that it maps privately
 	leaving  bool // being given up: messages do not concern it any more
 
+	// What a guest can bring about as often as it likes.
+	fatals, badDoorbells faults
+
 	// sub is the subsystem shown to the guest; nil: it does not exist (yet).
 	sub atomic.Pointer[controller.Subsystem]
 
@@ -69,6 +72,16 @@ type Port struct {
 	relayed bool           // set while enabled; read by lanes
 	hinted  bool           // that memory is not shared has been logged
 	waiting []func()       // to run when the phase is no longer busy
+}
+
+// faults counts what goes wrong because of a guest.
+type faults struct{ n atomic.Uint64 }
+
+// seldom counts one more, and reports whether it is to be logged: the first, the
+// second, the fourth and so on, so that no guest can fill the log.
+func (f *faults) seldom() (n uint64, ok bool) {
+	n = f.n.Add(1)
+	return n, n&(n-1) == 0
 }
 
 // newPort takes over the fds of a MsgAttach.
@@ -408,7 +421,9 @@ func (p *Port) fatal(gen uint64, reason string) {
 	if gen != p.regs.Page.LoadResetGen() || p.regs.Page.LoadStatus().CSTS().CFS() {
 		return // a reset is under way, or the guest knows
 	}
-	p.log.Error("controller fatal status", "reason", reason)
+	if n, ok := p.fatals.seldom(); ok {
+		p.log.Error("controller fatal status", "reason", reason, "times", n)
+	}
 	p.say(gen, nvme.CSTS(0).WithRDY(p.phase == enabled).WithCFS(true))
 	if p.phase == enabled {
 		p.phase = unserved
