@@ -101,12 +101,14 @@ func (p *player) createSQ() {
 }
 
 // makePair makes a pair of queues that works: with this identifier, if it is
-// free.
+// free, or another; after a reset, if there is none.
 func (p *player) makePair(id uint16, sqEntries, cqEntries uint32) *playSQ {
-	for p.sqs[id] != nil || p.cqs[id] != nil {
-		if id++; id > min(p.model.queues().NSQ(), p.model.queues().NCQ(), 4)+1 {
+	limit := min(p.model.queues().NSQ(), p.model.queues().NCQ(), 4) + 1
+	for tries := limit; id > limit || p.sqs[id] != nil || p.cqs[id] != nil; tries-- {
+		if id = id%limit + 1; tries == 0 {
 			p.reset(resetEN, 16)
 			id = 1
+			break
 		}
 	}
 	e := nvme.SQE{PRP1: cqAt(id)}
