@@ -40,27 +40,26 @@ func disk(t *testing.T) (args []string, path string) {
 	return []string{"-drive", "if=none,id=d,format=raw,file=" + path, "-device", "nvme,drive=d,serial=s"}, path
 }
 
+// Both kernels run the programs of the image, among them one of the host, and load
+// the modules in it.
 func TestGuestTools(t *testing.T) {
 	for _, kernel := range []Kernel{KernelCloud, KernelBackports} {
 		t.Run(string(kernel), func(t *testing.T) {
-			result, err := boot(t, Config{Kernel: kernel, Job: "nvme version; fio --version; mkfs.ext4 -V; echo in $(nproc)"})
+			result, err := boot(t, Config{
+				Kernel: kernel,
+				Files:  map[string]File{"/opt/hostsh": {Host: "/bin/sh"}, "/etc/note": {Data: []byte("a note\n")}},
+				Job: `nvme version; fio --version; mkfs.ext4 -V; mkfs.xfs -V; xfs_repair -V; echo in $(nproc); /opt/hostsh -c 'cat /etc/note'
+for m in ` + strings.Join(guestModules, " ") + `; do modprobe $m; done`,
+			})
 			if err != nil || result.ExitCode != 0 || result.Boots != 1 {
 				t.Fatalf("got status %d, %d boots, %v, want 0, 1", result.ExitCode, result.Boots, err)
 			}
-			for _, want := range []string{"nvme version ", "fio-", "mke2fs ", "in 2"} {
+			for _, want := range []string{"nvme version ", "fio-", "mke2fs ", "mkfs.xfs version ", "xfs_repair version ", "in 2", "a note"} {
 				if !strings.Contains(result.Console, want) {
 					t.Errorf("console: got no %q", want)
 				}
 			}
 		})
-	}
-}
-
-func TestGuestJobStatus(t *testing.T) {
-	// The first failing command ends the job: set -e.
-	result, err := boot(t, Config{Job: "echo one\nsh -c 'exit 7'\necho two"})
-	if err != nil || result.ExitCode != 7 || strings.Contains(result.Console, "two") {
-		t.Errorf("got status %d, %v, want 7 and no second line", result.ExitCode, err)
 	}
 }
 
@@ -73,10 +72,23 @@ func TestGuestPanic(t *testing.T) {
 	}
 }
 
+// A job and the host talk, and the first command that fails ends the job. The guest
+// has one processor, words for its kernel, and memory as a shared backend, the way
+// vfio-user devices need it, which merges with the runner's own machine options.
 func TestGuestTalk(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	vm, err := Start(ctx, Config{Job: "notify ready $(uname -s)\nanswer=$(await)\nnotify got $answer\nawait go on >/dev/null\nexit 5"})
+	vm, err := Start(ctx, Config{
+		Memory: 1024, CPUs: 1, Append: "leap.test=1 loglevel=5",
+		QEMUArgs: []string{"-object", "memory-backend-memfd,id=mem,size=1024M,share=on", "-machine", "q35,memory-backend=mem"},
+		Job: `notify ready $(uname -s)
+answer=$(await)
+notify got $answer
+await go on >/dev/null
+notify has $(grep -o leap.test=1 /proc/cmdline) $(nproc) $(awk '/MemTotal/ {print ($2 > 900000)}' /proc/meminfo)
+sh -c 'exit 5'
+notify too much`,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,11 +101,14 @@ func TestGuestTalk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := vm.WaitLine(ctx, regexp.MustCompile(`^got a line with 'quotes'$`)); err != nil {
-		t.Error(err)
+	for _, want := range []string{`^got a line with 'quotes'$`, `^has leap\.test=1 1 1$`} {
+		if _, err := vm.WaitLine(ctx, regexp.MustCompile(want)); err != nil {
+			t.Error(err)
+		}
 	}
-	if result, err := vm.Wait(); err != nil || result.ExitCode != 5 {
-		t.Errorf("got %+v, %v, want status 5", result, err)
+	result, err := vm.Wait()
+	if err != nil || result.ExitCode != 5 || strings.Contains(result.Console, "too much") {
+		t.Errorf("got status %d, %v, want 5 and no line after that\n%s", result.ExitCode, err, result.Console)
 	}
 }
 
@@ -149,25 +164,5 @@ func TestGuestOVMF(t *testing.T) {
 	result, err := boot(t, Config{Firmware: OVMF, Job: "nvme list; [ -b /dev/nvme0n1 ]; [ -d /sys/firmware/efi ]", QEMUArgs: args})
 	if err != nil || result.ExitCode != 0 || result.Boots != 1 {
 		t.Errorf("got status %d, %d boots, %v, want 0, 1", result.ExitCode, result.Boots, err)
-	}
-}
-
-// Memory given as a shared backend, the way vfio-user devices need it, merges with the runner's own machine options.
-func TestGuestSharedMemory(t *testing.T) {
-	args := []string{"-object", "memory-backend-memfd,id=mem,size=1024M,share=on", "-machine", "q35,memory-backend=mem"}
-	result, err := boot(t, Config{Memory: 1024, CPUs: 1, Append: "leap.test=1 loglevel=5", QEMUArgs: args,
-		Job: "grep -q leap.test=1 /proc/cmdline; [ $(awk '/MemTotal/ {print $2}' /proc/meminfo) -gt 900000 ]; [ $(nproc) = 1 ]"})
-	if err != nil || result.ExitCode != 0 {
-		t.Errorf("got status %d, %v, want 0", result.ExitCode, err)
-	}
-}
-
-func TestGuestFilesAndModules(t *testing.T) {
-	result, err := boot(t, Config{
-		Files: map[string]File{"/opt/hostsh": {Host: "/bin/sh"}, "/etc/note": {Data: []byte("a note\n")}},
-		Job:   `/opt/hostsh -c 'cat /etc/note'; for m in xfs nvme-tcp nvmet-tcp virtio_net vfio-pci uio_pci_generic null_blk loop; do modprobe $m; done`,
-	})
-	if err != nil || result.ExitCode != 0 || !strings.Contains(result.Console, "a note") {
-		t.Errorf("got status %d, %v, want 0 and the note", result.ExitCode, err)
 	}
 }

@@ -297,8 +297,9 @@ const (
 // machine describes a guest with drives.
 type machine struct {
 	guest.Config
-	ports   []string
-	sharing sharing // "" is shared
+	ports     []string
+	sharing   sharing // "" is shared
+	unplugged bool    // has memory for drives and no drive
 }
 
 // memory is the RAM of every guest, MiB.
@@ -317,7 +318,10 @@ func (r *rig) qemuArgs(m machine) []string {
 	case shareOff:
 		args[1] = strings.Replace(args[1], "share=on", "share=off", 1)
 	case noFile:
-		args = args[devices:]
+		args, devices = args[devices:], 0
+	}
+	if m.unplugged {
+		args = args[:devices]
 	}
 	return args
 }
