@@ -131,7 +131,7 @@ func (c *Command) erased(st nvme.Status) {
 // for all commands on the namespace, and so gives up its own hold first.
 func (c *Command) reblock(block uint32) {
 	n, p := c.ns, c.worker.p
-	c.countHere(nvme.StatusSuccess) // on the namespace as it was, it has ended
+	c.count(nil, nvme.StatusSuccess) // on the namespace as it was, it has ended
 	c.ns = nil
 	n.release()
 	n.ns.Reblock(block, func(st nvme.Status) {
