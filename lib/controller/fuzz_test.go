@@ -22,7 +22,7 @@ const (
 	doAdmin    = 1 << iota // an admin command, not an I/O command
 	doLate                 // its data comes later
 	doRefuse               // its data does not come
-	doChange               // a namespace comes or goes first
+	doChange               // a namespace comes or goes first, and another changes its size
 	doEvent                // an event comes first
 	doCut                  // its data is in odd pieces
 	doHold                 // volumes hold their requests until one without it
@@ -40,6 +40,12 @@ func (s script) play(t *testing.T, p *poller.Poller) {
 	m := newMemory(64<<10, 512)
 	other := newMemory(64<<10, 4096)
 	h := &host{t: t, p: p, sub: newSubsystem(t, m, other)}
+	shape := func(size uint64, block uint32, then func()) {
+		h.sub.Follow(1, func() { m.reshape(size, block); h.sub.Follow(1, then) })
+	}
+	h.sub.Namespace(1).Reblock = func(block uint32, done func(nvme.Status)) {
+		shape(m.Info().Size, block, func() { done(nvme.StatusSuccess) })
+	}
 	q := &testQueues{p: p}
 	cfg := testConfig
 	cfg.Poller, cfg.Queues, cfg.KeepAliveExpired = p, q, func() {}
@@ -57,10 +63,14 @@ func (s script) play(t *testing.T, p *poller.Poller) {
 		var e nvme.SQE
 		copy(nvme.Bytes(&e), s[1:chunk])
 		what := s[0]
-		if what&doChange != 0 && !h.sub.Remove(2, func() {}) {
-			if err := h.sub.Add(testNamespace(2, other)); err != nil {
-				t.Error(err)
+		if what&doChange != 0 {
+			if !h.sub.Remove(2, func() {}) {
+				if err := h.sub.Add(testNamespace(2, other)); err != nil {
+					t.Error(err)
+				}
 			}
+			m.reshape(32<<10<<(e.CDW14>>1&1), m.Info().Block)
+			h.sub.Follow(1, func() {})
 		}
 		if what&doEvent != 0 {
 			h.event(nvme.AsyncEvent(e.CDW15), nvme.EventInvalidDoorbellValue)
@@ -160,6 +170,9 @@ func seeds() (all []script) {
 			add(doHold, rwSQE(nvme.IOOpcode(op), 1, nvme.RW{SLBA: 1}))
 		}
 	}
+	for lbaf := range uint8(len(lbaFormats)) {
+		add(doAdmin|doChange, sqe(nvme.FormatNVM{LBAF: lbaf}, 1))
+	}
 	for cns := range identifications {
 		if identifications[cns] != nil {
 			add(doAdmin, sqe(nvme.Identify{CNS: nvme.CNS(cns)}, 1))
@@ -174,6 +187,7 @@ func seeds() (all []script) {
 		if f := &featureTable[fid]; f.name != "" {
 			add(doAdmin, sqe(nvme.SetFeatures{FID: nvme.FeatureID(fid), Value: 0x101}, 0))
 			add(doAdmin, sqe(nvme.GetFeatures{FID: nvme.FeatureID(fid)}, 1))
+			add(doAdmin, sqe(nvme.SetFeatures{FID: nvme.FeatureID(fid), Value: 1}, 1))
 		}
 	}
 	for _, what := range []byte{0, doLate, doHold} {
