@@ -77,6 +77,45 @@ func TestCompareAndWrite(t *testing.T) {
 	}
 }
 
+// TestFusedAgain: a pair that may have been executed before succeeds where it
+// finds what it was to compare, or what it was to write.
+func TestFusedAgain(t *testing.T) {
+	m := filled(4<<20, 512)
+	h := connect(t, newSubsystem(t, m), nil)
+	rw := nvme.RW{SLBA: 100, NLB: 1023} // two pieces
+	n := int(rw.Blocks()) * 512
+	area := m.bytes[rw.SLBA*512:][:n]
+	old, next, other := bytes.Clone(area), pattern(n, 5), pattern(n, 6)
+	for _, tt := range []struct {
+		name  string
+		there []byte
+		again bool
+		want  nvme.Status
+	}{
+		{"first time", old, false, 0},
+		{"not written before", old, true, 0},
+		{"written before", next, true, 0},
+		{"what it was to write, but not by it", next, false, nvme.StatusCompareFailure},
+		{"something else", other, true, nvme.StatusCompareFailure},
+		{"one piece of each", append(bytes.Clone(old[:n/2]), next[n/2:]...), true, nvme.StatusCompareFailure},
+		{"one piece of each, the other way", append(bytes.Clone(next[:n/2]), old[n/2:]...), true, nvme.StatusCompareFailure},
+	} {
+		copy(area, tt.there)
+		first, second := h.pair(rw, old, next)
+		first.Again, second.Again = tt.again, tt.again
+		h.together(first, second)
+		ended(t, tt.name, tt.want, first)
+		want, data := nvme.StatusSuccess, next
+		if tt.want != 0 {
+			want, data = nvme.StatusAbortedFailedFused, tt.there
+		}
+		ended(t, tt.name+": write", want, second)
+		if !bytes.Equal(area, data) {
+			t.Errorf("%s: wrong data", tt.name)
+		}
+	}
+}
+
 func TestFusedHalves(t *testing.T) {
 	const missing, failed, field = nvme.StatusAbortedMissingFused, nvme.StatusAbortedFailedFused, nvme.StatusInvalidField | nvme.StatusDNR
 	const lba, wp, zero = nvme.StatusLBAOutOfRange | nvme.StatusDNR, nvme.StatusNamespaceWriteProtected | nvme.StatusDNR, nvme.StatusSuccess

@@ -294,7 +294,9 @@ type contender struct {
 	cid          uint16
 	have, wanted *vfiousertest.Buffer
 	block        [512]byte
+	fua          bool // the writes take their time
 	taken        int
+	missed       int // somebody else was faster
 }
 
 // ends waits for n completions and returns their statuses by identifier.
@@ -347,6 +349,9 @@ func (c *contender) take(lba uint64, times int) error {
 		compare, write := rw(nvme.IOCompare, 0, lba, 1, 0, 0), rw(nvme.IOWrite, 0, lba, 1, 0, 0)
 		compare.SetFuse(nvme.FuseFirst)
 		write.SetFuse(nvme.FuseSecond)
+		if c.fua {
+			write.CDW12 |= 1 << 30
+		}
 		c.have.Set(&compare)
 		c.wanted.Set(&write)
 		st, err := c.send(compare, write)
@@ -355,7 +360,9 @@ func (c *contender) take(lba uint64, times int) error {
 			return err
 		case st[0] == nvme.StatusSuccess && st[1] == nvme.StatusSuccess:
 			c.taken++
-		case st[0] != nvme.StatusCompareFailure || st[1] != nvme.StatusAbortedFailedFused:
+		case st[0] == nvme.StatusCompareFailure && st[1] == nvme.StatusAbortedFailedFused:
+			c.missed++
+		default:
 			return fmt.Errorf("a pair ended with %v", st)
 		}
 	}
@@ -392,5 +399,61 @@ func locks(t *testing.T, n *vfiousertest.NVMe, sqs []*vfiousertest.SQ) {
 	b := make([]byte, 512)
 	if err := q.Read(1, 4096, b, 512); err != nil || binary.LittleEndian.Uint64(b) != uint64(len(sqs)*times) {
 		t.Errorf("the lock was taken %d times, %v; want %d", binary.LittleEndian.Uint64(b), err, len(sqs)*times)
+	}
+}
+
+// TestKilledLocks takes a lock again and again while leap-soc is killed: a pair
+// that has written, but whose completion nobody has seen, is executed again and
+// has succeeded.
+func TestKilledLocks(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.stopSoc()
+	r.child = true
+	r.startSoc()
+	r.volume("d1", "file", "size", "32M")
+	n := r.drive("vm1", api.DoorbellsTrap, small, "d1")
+	cq, err := n.CreateCQ(1, 64, vfiousertest.Polled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sq, err := n.CreateSQ(1, 64, cq.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem := n.Client().Memory()
+	c := &contender{sq: sq, fua: true}
+	if c.have, err = mem.NewBuffer(512, vfiousertest.Shape{}); err != nil {
+		t.Fatal(err)
+	}
+	if c.wanted, err = mem.NewBuffer(512, vfiousertest.Shape{}); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for times := 1; ; times++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if err := c.take(100, times); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	for i := range 15 {
+		time.Sleep(time.Duration(i*7%31) * time.Millisecond)
+		r.killSoc()
+		r.startSoc()
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if c.missed > 0 {
+		t.Errorf("%d of %d pairs found something else, though nobody else writes", c.missed, c.missed+c.taken)
 	}
 }

@@ -71,7 +71,6 @@ type expected struct {
 	partly  bool
 	partner *expected // the other half of a pair
 	into    *data     // where a Read stores its data
-	again   bool      // half of a pair that may be executed twice
 }
 
 // extent is a range of blocks.
@@ -317,9 +316,6 @@ func (x *expected) may(st nvme.Status) bool {
 	}
 	if st == nvme.StatusSuccess {
 		return len(x.errs) == 0 || x.either || x.shaky
-	}
-	if x.again && st == nvme.StatusCompareFailure {
-		return true
 	}
 	return x.shaky && slices.Contains(shakyStatuses, st)
 }

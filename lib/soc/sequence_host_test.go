@@ -201,8 +201,7 @@ func (p *player) badTail() {
 }
 
 // restart stops leap-soc and starts it again, rarely: it takes its time. Nothing
-// changes for the host, whatever is in flight, but that a pair whose result was
-// not published is executed again, and finds what it has written.
+// changes for the host, whatever is in flight.
 func (p *player) restart() {
 	if p.in.u8()%4 != 0 {
 		return
@@ -215,12 +214,6 @@ func (p *player) restart() {
 	for _, q := range p.cqs {
 		if q.odd {
 			return
-		}
-	}
-	for _, x := range p.pending {
-		if x.partner != nil {
-			x.shake()
-			x.again = true
 		}
 	}
 	p.logf("restart")

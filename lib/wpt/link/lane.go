@@ -173,7 +173,7 @@ func (l *lane) find(id uint16) *completions {
 // execute runs the command in a slot.
 func (l *lane) execute(q *queue, slot uint16) {
 	c := l.take()
-	c.sq, c.slot, c.SQE, c.SQID, c.Stats = q, slot, q.Slot(slot).SQE, q.ID, q.stats
+	c.sq, c.slot, c.SQE, c.SQID, c.Stats, c.Again = q, slot, q.Slot(slot).SQE, q.ID, q.stats, l.again
 	l.running++
 	q.executing++
 	if q.ID == 0 {
