@@ -43,9 +43,10 @@ type Command struct {
 	// pair come from the same one. A transport with one queue per worker may
 	// leave it 0.
 	SQID uint16
-	// Again: a process before this one may have executed the command, as a whole
-	// or not, and its host has not been told.
-	Again    bool
+	// Kept is a word of the transport's that a process after this one, which
+	// executes the command again, finds as it was left; 0 when the command is
+	// new. nil: no process comes after this one. See pairs.
+	Kept     *uint64
 	Segments []dma.Segment // set by Carrier.Data
 	DW0, DW1 uint32        // of the completion
 	Status   nvme.Status
@@ -66,8 +67,6 @@ type Command struct {
 	at          *nsQueue // has the request, or holds it back
 	pair        *Command // the other half of a fused pair
 	cancelled   bool
-	differs     bool // what has been compared so far is not what the host expects,
-	unwritten   bool // and not what the pair is to write
 	fenced      bool // a pair that holds the namespace's fence
 	listed      bool // among the writes of at
 	seq         uint64
@@ -88,7 +87,7 @@ func (c *Command) begin() {
 	c.DW0, c.DW1, c.Status = 0, 0, nvme.StatusSuccess
 	c.admin, c.worker, c.ns, c.next, c.then, c.at, c.pair = nil, nil, nil, nil, nil, nil, nil
 	c.off, c.length, c.step, c.discarded, c.kind = 0, 0, 0, 0, stats.Others
-	c.cancelled, c.fenced, c.differs, c.unwritten = false, false, false, false
+	c.cancelled, c.fenced = false, false
 }
 
 // data asks for n bytes of data and goes on with next when they are there. An

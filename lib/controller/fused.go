@@ -5,6 +5,7 @@ package controller
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -13,6 +14,16 @@ import (
 // pairs finds the halves of fused commands (NVMe Base 3.4.2). They follow each
 // other in one submission queue and reach Execute in one turn of the poller:
 // what is then without its other half stays so.
+//
+// A process that is killed may have executed a pair whose host has not been
+// told, or not of both halves. It must not be compared once more with what it
+// has written itself, nor be executed after its first half was published. So
+// each half keeps a word (Command.Kept):
+//
+//	first   keptCompared before the write begins: the next process also goes on
+//	        if it finds what was to be written
+//	second  keptEnded and both results when the pair has ended, before either is
+//	        completed: the next process gives the same
 type pairs struct {
 	w     *Worker
 	first []*Command // at most one of each queue
@@ -26,6 +37,13 @@ func (p *pairs) take(c *Command) bool {
 	if i >= 0 {
 		first = p.first[i]
 		p.first = slices.Delete(p.first, i, i+1)
+	}
+	if v := c.kept(); c.SQE.Fuse() == nvme.FuseSecond && v&keptEnded != 0 {
+		if first != nil {
+			first.finish(nvme.Status(v >> 16 & 0xffff))
+		}
+		c.finish(nvme.Status(v & 0xffff))
+		return true
 	}
 	if c.SQE.Fuse() == nvme.FuseSecond && first != nil {
 		p.w.compareAndWrite(first, c)
@@ -119,6 +137,7 @@ func (c *Command) enclosed() {
 // compared to be equal.
 func (c *Command) writePair() {
 	second := c.pair
+	c.keep(keptCompared)
 	second.then = (*Command).finish
 	second.submit(volume.Write, second.fua())
 }
@@ -139,11 +158,35 @@ func (c *Command) finishPair(st nvme.Status) {
 		failed = nvme.StatusAbortedFailedFused
 	}
 	// The first half, which is the one with fuse 01b, is told first.
-	if c.SQE.Fuse() == nvme.FuseFirst {
-		c.finish(st)
-		other.finish(failed)
-	} else {
-		other.finish(failed)
-		c.finish(st)
+	first, second, st1, st2 := c, other, st, failed
+	if c.SQE.Fuse() != nvme.FuseFirst {
+		first, second, st1, st2 = other, c, failed, st
 	}
+	// Anything else comes of what the next process finds for itself.
+	if st == nvme.StatusSuccess || st1.Code() == nvme.StatusCompareFailure {
+		second.keep(keptEnded | uint64(st1)<<16 | uint64(st2))
+	}
+	first.finish(st1)
+	second.finish(st2)
+}
+
+// Values of Command.Kept; 0: nothing.
+const (
+	keptCompared = 1
+	keptEnded    = 1 << 63
+)
+
+// keep leaves v to the next process.
+func (c *Command) keep(v uint64) {
+	if c.Kept != nil {
+		atomic.StoreUint64(c.Kept, v)
+	}
+}
+
+// kept returns what was left for this process.
+func (c *Command) kept() uint64 {
+	if c.Kept == nil {
+		return 0
+	}
+	return *c.Kept
 }

@@ -77,8 +77,9 @@ func TestCompareAndWrite(t *testing.T) {
 	}
 }
 
-// TestFusedAgain: a pair that may have been executed before succeeds where it
-// finds what it was to compare, or what it was to write.
+// TestFusedAgain: a pair that is executed again finds what the process before has
+// left of it. One that had begun to write goes on if it finds what it was to
+// write, too; no other pair does. One that had ended gives the same results.
 func TestFusedAgain(t *testing.T) {
 	m := filled(4<<20, 512)
 	h := connect(t, newSubsystem(t, m), nil)
@@ -86,34 +87,56 @@ func TestFusedAgain(t *testing.T) {
 	n := int(rw.Blocks()) * 512
 	area := m.bytes[rw.SLBA*512:][:n]
 	old, next, other := bytes.Clone(area), pattern(n, 5), pattern(n, 6)
+	const (
+		success  = keptEnded
+		mismatch = keptEnded | uint64(nvme.StatusCompareFailure)<<16 | uint64(nvme.StatusAbortedFailedFused)
+	)
 	for _, tt := range []struct {
-		name  string
-		there []byte
-		again bool
-		want  nvme.Status
+		name          string
+		there         []byte
+		first, second uint64 // kept
+		want          nvme.Status
+		data          []byte
+		left          uint64 // of the second half
 	}{
-		{"first time", old, false, 0},
-		{"not written before", old, true, 0},
-		{"written before", next, true, 0},
-		{"what it was to write, but not by it", next, false, nvme.StatusCompareFailure},
-		{"something else", other, true, nvme.StatusCompareFailure},
-		{"one piece of each", append(bytes.Clone(old[:n/2]), next[n/2:]...), true, nvme.StatusCompareFailure},
-		{"one piece of each, the other way", append(bytes.Clone(next[:n/2]), old[n/2:]...), true, nvme.StatusCompareFailure},
+		{"first time", old, 0, 0, 0, next, success},
+		{"something else", other, 0, 0, nvme.StatusCompareFailure, other, mismatch},
+		{"what it was to write, but not by it", next, 0, 0, nvme.StatusCompareFailure, next, mismatch},
+		{"begun and not written", old, keptCompared, 0, 0, next, success},
+		{"begun and written", next, keptCompared, 0, 0, next, success},
+		{"begun, and something else", other, keptCompared, 0, nvme.StatusCompareFailure, other, mismatch},
+		{"begun and half written", append(bytes.Clone(old[:n/2]), next[n/2:]...), keptCompared, 0, 0, next, success},
+		{"half of each, by others", append(bytes.Clone(next[:n/2]), old[n/2:]...), 0, 0, nvme.StatusCompareFailure, append(bytes.Clone(next[:n/2]), old[n/2:]...), mismatch},
+		{"begun, and a block of others", append(bytes.Clone(old[:n-512]), other[n-512:]...), keptCompared, 0, nvme.StatusCompareFailure, append(bytes.Clone(old[:n-512]), other[n-512:]...), mismatch},
+		{"ended well", other, keptCompared, success, 0, other, success},
+		{"ended otherwise", old, 0, mismatch, nvme.StatusCompareFailure, old, mismatch},
 	} {
 		copy(area, tt.there)
 		first, second := h.pair(rw, old, next)
-		first.Again, second.Again = tt.again, tt.again
+		first.Kept, second.Kept = &tt.first, &tt.second
 		h.together(first, second)
 		ended(t, tt.name, tt.want, first)
-		want, data := nvme.StatusSuccess, next
+		want := nvme.StatusSuccess
 		if tt.want != 0 {
-			want, data = nvme.StatusAbortedFailedFused, tt.there
+			want = nvme.StatusAbortedFailedFused
 		}
 		ended(t, tt.name+": write", want, second)
-		if !bytes.Equal(area, data) {
+		if !bytes.Equal(area, tt.data) {
 			t.Errorf("%s: wrong data", tt.name)
 		}
+		if tt.second != tt.left {
+			t.Errorf("%s: %#x is left, want %#x", tt.name, tt.second, tt.left)
+		}
+		if begun := tt.want == 0 && tt.name != "ended well"; begun && tt.first != keptCompared {
+			t.Errorf("%s: its beginning was not noted", tt.name)
+		}
 	}
+	// The second half alone, when the first was published.
+	kept := uint64(success)
+	_, second := h.pair(rw, old, next)
+	second.Kept = &kept
+	h.start(false, second).wait()
+	ended(t, "second half alone", nvme.StatusSuccess, second)
 }
 
 func TestFusedHalves(t *testing.T) {

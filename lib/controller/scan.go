@@ -154,14 +154,9 @@ func scanned(c *Command, st nvme.Status) {
 	}
 	if nvme.IOOpcode(c.SQE.Opcode) == nvme.IOCompare {
 		before := c.worker.p.Touch(c)
-		p := c.worker.scratch.buf[:c.req.Length]
-		c.differs = c.differs || !c.matches(p, c.step)
-		// A pair that is executed again may find what it has written before, and
-		// has then succeeded. It writes once more: the first time may not have
-		// come to an end.
-		c.unwritten = c.unwritten || c.pair == nil || !c.Again || !c.pair.matches(p, c.step)
+		same := c.expects(c.worker.scratch.buf[:c.req.Length])
 		c.worker.p.Touch(before)
-		if c.differs && c.unwritten {
+		if !same {
 			c.finish(nvme.StatusCompareFailure)
 			return
 		}
@@ -170,4 +165,20 @@ func scanned(c *Command, st nvme.Status) {
 	if !c.stopped() {
 		c.scanPiece()
 	}
+}
+
+// expects reports whether the piece p of what was read is what the host expects.
+// A pair that had begun to write also expects that, block by block: the first
+// time may not have come to its end, and so it writes once more.
+func (c *Command) expects(p []byte) bool {
+	if c.pair == nil || c.kept() != keptCompared {
+		return c.matches(p, c.step)
+	}
+	for off := uint64(0); off < uint64(len(p)); off += uint64(c.ns.info.Block) {
+		block := p[off:][:c.ns.info.Block]
+		if !c.matches(block, c.step+off) && !c.pair.matches(block, c.step+off) {
+			return false
+		}
+	}
+	return true
 }

@@ -482,3 +482,25 @@ func TestController(t *testing.T) {
 		t.Error("state of another generation")
 	}
 }
+
+// Fused pairs that had begun come before all that is executed again, whole.
+func TestBegunFirst(t *testing.T) {
+	a, b := &SQ{ID: 1, page: new(SQPage)}, &SQ{ID: 2, page: new(SQPage)}
+	outstanding := func(q *SQ, slot uint16, fuse nvme.Fuse, aux uint64) Outstanding {
+		s := q.Slot(slot)
+		s.SQE.SetFuse(fuse)
+		s.Aux[0] = aux
+		return Outstanding{q, slot}
+	}
+	plain := outstanding(a, 0, nvme.FuseNone, 0)
+	compare, write := outstanding(a, 1, nvme.FuseFirst, 0), outstanding(a, 2, nvme.FuseSecond, 0)
+	alone := outstanding(a, 3, nvme.FuseFirst, 1)
+	read := outstanding(b, 0, nvme.FuseNone, 0)
+	compare2, write2 := outstanding(b, 1, nvme.FuseFirst, 1), outstanding(b, 2, nvme.FuseSecond, 5)
+	end := outstanding(b, 3, nvme.FuseFirst, 1)
+	got := begunFirst([]Outstanding{plain, compare, write, alone, read, compare2, write2, end})
+	want := []Outstanding{compare2, write2, plain, compare, write, alone, read, end}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

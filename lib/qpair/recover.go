@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"slices"
 	"sync/atomic"
+
+	"github.com/leapio/leapio/lib/nvme"
 )
 
 // Outstanding is a command that was fetched and whose effect is not known to
@@ -19,7 +21,7 @@ type Outstanding struct {
 // Recover makes the pages of a completion queue and its submission queues
 // consistent after their previous owner is gone (all its threads and rings,
 // see the fence), and returns the commands to execute again in the order they
-// were fetched. Guest memory is not read to decide anything. Results that were
+// were fetched, but for fused pairs that had begun: those come first. Guest memory is not read to decide anything. Results that were
 // final are published; the caller then fires every vector once.
 func (c *CQ) Recover(sqs []*SQ) ([]Outstanding, error) {
 	var done, redo []Outstanding
@@ -66,5 +68,22 @@ func (c *CQ) Recover(sqs []*SQ) ([]Outstanding, error) {
 	} else {
 		return nil, ErrDoorbell
 	}
-	return redo, nil
+	return begunFirst(redo), nil
+}
+
+// begunFirst moves fused pairs that had begun to take effect to the front:
+// whatever else is executed again must not come between their halves' effects.
+func begunFirst(redo []Outstanding) []Outstanding {
+	var begun, rest []Outstanding
+	for i := 0; i < len(redo); i++ {
+		o := redo[i]
+		s := o.SQ.Slot(o.Slot)
+		if s.Aux[0] == 0 || s.SQE.Fuse() != nvme.FuseFirst || i+1 == len(redo) || redo[i+1].SQ != o.SQ {
+			rest = append(rest, o)
+			continue
+		}
+		i++
+		begun = append(begun, o, redo[i])
+	}
+	return append(begun, rest...)
 }

@@ -37,7 +37,7 @@ type Slot struct {
 	N     uint64 // fetch number: SQPage.Head at its fetch
 	CQN   uint64 // completion number: CQPage.Tail at which it is published
 	CQE   nvme.CQE
-	Aux   [2]uint64 // notes of two-step commands
+	Aux   [2]uint64 // notes of two-step commands for whoever executes them again; 0 when fetched
 	State uint32    // a SlotState
 	_     [12]byte
 }

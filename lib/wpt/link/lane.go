@@ -173,7 +173,8 @@ func (l *lane) find(id uint16) *completions {
 // execute runs the command in a slot.
 func (l *lane) execute(q *queue, slot uint16) {
 	c := l.take()
-	c.sq, c.slot, c.SQE, c.SQID, c.Stats, c.Again = q, slot, q.Slot(slot).SQE, q.ID, q.stats, l.again
+	c.sq, c.slot, c.SQE, c.SQID, c.Stats = q, slot, q.Slot(slot).SQE, q.ID, q.stats
+	c.Kept = &q.Slot(slot).Aux[0]
 	l.running++
 	q.executing++
 	if q.ID == 0 {
