@@ -70,14 +70,25 @@ func (s *sweeper) read(region vfiouser.Region, off uint64, b []byte) error {
 }
 
 // TestConfigSweep writes all values to every offset of configuration space in
-// every width, as the messages of a client do: after each write all of the space
-// is what it was but for the bits that can be written there.
+// every width, as the messages of a client do: after each write what lies around
+// it, and after each pass all of the space, is what it was but for the bits that
+// can be written there.
 func TestConfigSweep(t *testing.T) {
 	b := startBroker(t, testPaths(t), quick)
 	p := addPort(t, b, api.PortSpec{Name: "vm1"})
 	s := newSweeper(t, p)
 	want, got := configImage, make([]byte, configSize)
 	resets := p.regs.Page.LoadResetGen()
+	check := func(from, to uint64, width int, v uint64) {
+		t.Helper()
+		if err := s.read(vfiouser.RegionConfig, from, got[from:to]); err != nil || !bytes.Equal(got[from:to], want[from:to]) {
+			i := from
+			for i < to-1 && got[i] == want[i] {
+				i++
+			}
+			t.Fatalf("after a write of %#x, width %d: byte %#x is %#x, want %#x; %v", v, width, i, got[i], want[i], err)
+		}
+	}
 	sweepValues(t, func(v uint64) {
 		for _, width := range []int{1, 2, 4, 8} {
 			for off := range uint64(configSize + 8) {
@@ -101,14 +112,9 @@ func TestConfigSweep(t *testing.T) {
 					want = configImage
 					resets++
 				}
-				if err := s.read(vfiouser.RegionConfig, 0, got); err != nil || !bytes.Equal(got, want[:]) {
-					i := 0
-					for i < len(got)-1 && got[i] == want[i] {
-						i++
-					}
-					t.Fatalf("after a write of %#x, width %d, at %#x: byte %#x is %#x, want %#x; %v", v, width, off, i, got[i], want[i], err)
-				}
+				check(max(off, 8)-8, min(off+uint64(width)+8, configSize), width, v)
 			}
+			check(0, configSize, width, v)
 		}
 	})
 	if got := p.regs.Page.LoadResetGen(); got != resets {
