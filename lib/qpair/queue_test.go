@@ -504,3 +504,34 @@ func TestBegunFirst(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+// TestRecoverBadHead: a head that cannot be is found out when there is something
+// to publish, as it would have been without a restart. The queue goes on when it
+// is one that can be.
+func TestRecoverBadHead(t *testing.T) {
+	for _, published := range []int{0, 3, 20} {
+		b := newBench(t, 8)
+		for range published {
+			b.submit(1)
+			b.complete(b.fetch(1)...)
+			b.publish(1)
+			b.check("before", b.reap(true), 1)
+		}
+		b.submit(2)
+		b.fetch(1)
+		good := *b.bells.Page.CQHead(1)
+		*b.bells.Page.CQHead(1) = 8
+		b.attach()
+		redo, err := b.cq.Recover([]*SQ{b.sq})
+		if err != nil || len(redo) != 1 {
+			t.Fatalf("%d commands to execute again, %v; want 1", len(redo), err)
+		}
+		b.complete(redo[0].Slot)
+		if n, err := b.cq.Publish(); n != 0 || !errors.Is(err, ErrDoorbell) {
+			t.Errorf("published %d, %v", n, err)
+		}
+		*b.bells.Page.CQHead(1) = good
+		b.publish(1)
+		b.check("after", b.reap(true), 2)
+	}
+}

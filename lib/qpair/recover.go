@@ -66,7 +66,8 @@ func (c *CQ) Recover(sqs []*SQ) ([]Outstanding, error) {
 	if v := uint64(c.db.load()); v < entries {
 		c.head = c.tail - (c.tail%entries+entries-v)%entries
 	} else {
-		return nil, ErrDoorbell
+		// It costs this queue, no more: Publish finds it out. All is unread.
+		c.head = c.tail - min(c.tail, entries-1)
 	}
 	return begunFirst(redo), nil
 }

@@ -247,7 +247,7 @@ func (p *player) drainTo(ok func() bool) {
 			spins = 0
 			continue
 		}
-		if spins > 1000 && time.Since(start) > 10*time.Second {
+		if spins > 1000 && time.Since(start) > hangs {
 			lost := make([]string, 0, len(p.pending))
 			for _, x := range p.pending {
 				lost = append(lost, x.what)

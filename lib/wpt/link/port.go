@@ -156,12 +156,15 @@ func (p *Port) start() {
 // homePost runs f on the home poller.
 func (p *Port) homePost(f func()) { post(p.home, f) }
 
-// adminPost runs f on the admin queue's poller, if the controller is enabled.
+// adminPost runs f on the admin queue's poller, if the controller is enabled, or
+// when it has been adopted.
 func (p *Port) adminPost(f func(*lane)) {
 	p.homePost(func() {
-		if q := p.queues; q != nil && p.phase == enabled {
-			q.admin.post(func() { f(q.admin) })
-		}
+		p.whenSettled(func() {
+			if q := p.queues; q != nil && p.phase == enabled {
+				q.admin.post(func() { f(q.admin) })
+			}
+		})
 	})
 }
 
