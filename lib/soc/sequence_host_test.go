@@ -140,9 +140,7 @@ func (p *player) namespaceOp() {
 		p.logf("show %s as namespace %d, read-only %t", d.name, nsid, readOnly)
 		p.show(nsid, d, readOnly)
 	}
-	p.model.changed[nsid] = true
-	delete(p.model.recovery, nsid)
-	p.model.event(nvme.EventNamespaceAttribute)
+	p.model.namespace(nsid)
 	p.settle()
 }
 

@@ -86,6 +86,13 @@ func (m *model) event(e nvme.AsyncEvent) {
 	}
 }
 
+// namespace notes that a namespace has come, gone or changed.
+func (m *model) namespace(nsid uint32) {
+	m.changed[nsid] = true
+	delete(m.recovery, nsid)
+	m.event(nvme.EventNamespaceAttribute)
+}
+
 // deliver returns the events that requests must now have been told, and takes
 // those requests.
 func (m *model) deliver() (told []nvme.AsyncEvent) {

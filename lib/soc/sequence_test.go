@@ -116,6 +116,7 @@ func (p *player) writable(d *disk) uint32 {
 		}
 		if s.d == d {
 			p.hide(nsid)
+			p.model.namespace(nsid)
 			break
 		}
 	}
@@ -124,6 +125,7 @@ func (p *player) writable(d *disk) uint32 {
 		spare++
 	}
 	p.show(spare, d, false)
+	p.model.namespace(spare)
 	p.settle()
 	return spare
 }
