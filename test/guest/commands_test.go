@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/guest"
 )
 
@@ -43,6 +44,10 @@ func TestCommands(t *testing.T) {
 			r.checkSpace(vm)
 			r.checkSMART(vm)
 			r.hotAdd(vm)
+			running, reset := r.object(vm, "running"), r.object(vm, "reset")
+			if x, y := r.number(running, "host_write_commands"), r.number(reset, "host_write_commands"); y < x {
+				t.Errorf("smart-log: write commands went from %d to %d", x, y)
+			}
 			r.wait(vm, 1)
 			r.checkPattern("d1", "after the reset")
 		})
@@ -407,33 +412,74 @@ func (r *rig) allocated(volume string) int64 {
 }
 
 // smartJob has fio do a known number of commands between two looks at the SMART
-// log. Nothing else uses the drive.
+// log, and at what leap-soc has counted. Nothing else uses the drive.
 const smartJob = `
 # commands KIND N: N commands of 4096 bytes at random places, no two at the same.
 commands() {
-	fio --name=commands --filename=$b --rw=$1 --bs=4k --size=$(($2 * 4096)) --ioengine=psync --direct=1 --eta=never --output=/tmp/fio ||
-		{ cat /tmp/fio; return 1; }
+	fio --name=commands --filename=$b --rw=$1 --bs=4k --size=$(($2 * 4096)) --ioengine=psync --direct=1 --eta=never \
+		--output-format=json --output=/tmp/fio || { cat /tmp/fio; return 1; }
 }
 json before nvme smart-log $d
+await go
 commands randwrite 500
 commands randread 1000
 json after nvme smart-log $d
+notify median $(sed -n 's/.*"50.000000" : \([0-9]*\).*/\1/p' /tmp/fio | head -n 1)
+await go
 `
 
 // checkSMART compares what the drive has counted with what fio did. Data units
 // are of 512000 bytes, 125 blocks of 4096.
 func (r *rig) checkSMART(vm *guest.VM) {
 	r.t.Helper()
-	before, after := r.object(vm, "before"), r.object(vm, "after")
+	var begin, end api.Stat
+	before := r.object(vm, "before")
+	r.leapJSON(&begin, "leap-soc stat --by namespace")
+	r.send(vm, "go")
+	after := r.object(vm, "after")
+	median, err := strconv.ParseInt(r.line(vm, `^median (\d+)$`)[1], 10, 64)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.leapJSON(&end, "leap-soc stat --by namespace")
+	r.send(vm, "go")
+	things := end.Sub(begin).Things
+	i := slices.IndexFunc(things, func(thing api.ThingStat) bool { return thing.Name == "vm1/2" })
+	if i < 0 {
+		r.t.Fatalf("leap-soc stat: no namespace vm1/2 in %+v", things)
+	}
+	for _, op := range []struct {
+		name     string
+		got      api.OpStat
+		commands uint64
+	}{{"reads", things[i].Read, 1000}, {"writes", things[i].Write, 500}} {
+		if op.got.Commands != op.commands || op.got.Bytes != op.commands*4096 || op.got.Errors != 0 {
+			r.t.Errorf("leap-soc stat: got %d %s, %d bytes, %d errors, want %d of 4096 bytes",
+				op.got.Commands, op.name, op.got.Bytes, op.got.Errors, op.commands)
+		}
+	}
+	// A bucket ends at most 1/16 later than what is in it. The guest's way to the
+	// drive and back is in fio's time only.
+	if got := things[i].Read.P50.Nanoseconds(); got <= 0 || got > median*17/16 {
+		r.t.Errorf("leap-soc stat: half of the reads took up to %d ns, and %d as fio sees them", got, median)
+	}
 	for key, want := range map[string]int64{
 		"host_read_commands": 1000, "host_write_commands": 500, "data_units_read": 8, "data_units_written": 4, "media_errors": 0,
 	} {
-		x, err1 := strconv.ParseInt(fmt.Sprint(before[key]), 10, 64)
-		y, err2 := strconv.ParseInt(fmt.Sprint(after[key]), 10, 64)
-		if err1 != nil || err2 != nil || y-x != want {
+		if r.number(after, key)-r.number(before, key) != want {
 			r.t.Errorf("smart-log: %s went from %v to %v, want %d more", key, before[key], after[key], want)
 		}
 	}
+}
+
+// number is a member of an object.
+func (r *rig) number(o object, key string) int64 {
+	r.t.Helper()
+	n, err := strconv.ParseInt(fmt.Sprint(o[key]), 10, 64)
+	if err != nil {
+		r.t.Errorf("%s: %v", key, err)
+	}
+	return n
 }
 
 // hotAddJob waits for a namespace that the kernel hears of by an event, and for
@@ -469,8 +515,9 @@ func (r *rig) hotAdd(vm *guest.VM) {
 }
 
 // resetJob resets the controller under load: the kernel sends again what was
-// under way. Features have their defaults then.
+// under way. Features have their defaults then, and counters go on.
 const resetJob = `
+json running nvme smart-log $d
 storm $b 16M 4096 &
 for i in 1 2 3; do
 	sleep 0.3
@@ -480,6 +527,7 @@ wait $!
 want 7 value -f 1
 want 0 value -f 8
 want 100 value -f 11
+json reset nvme smart-log $d
 fill $a 'after the reset'
 healthy 'unusual effects|resetting controller'
 `

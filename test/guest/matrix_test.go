@@ -7,12 +7,14 @@ package guest_test
 
 import (
 	"fmt"
+	"math/bits"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/guest"
+	"github.com/leapio/leapio/lib/nvme"
 )
 
 // wiring is a way a drive can be wired.
@@ -24,6 +26,7 @@ type wiring struct {
 	cpus      int
 	interrupt string // msix or intx
 	depth     int    // entries of an I/O queue
+	sgl       bool   // data are described by SGLs where Linux can, else by PRPs
 }
 
 const (
@@ -34,7 +37,11 @@ const (
 )
 
 func (w wiring) String() string {
-	return fmt.Sprintf("%s,%s,%d,%s,%dcpu,%s,%d", w.doorbells, w.sharing, w.block, w.kernel, w.cpus, w.interrupt, w.depth)
+	data := "prp"
+	if w.sgl {
+		data = "sgl"
+	}
+	return fmt.Sprintf("%s,%s,%d,%s,%dcpu,%s,%d,%s", w.doorbells, w.sharing, w.block, w.kernel, w.cpus, w.interrupt, w.depth, data)
 }
 
 // wirings are all combinations if they are asked for, else some that have each
@@ -43,10 +50,10 @@ func (w wiring) String() string {
 func wirings() []wiring {
 	if !all {
 		return []wiring{
-			{api.DoorbellsTrap, shared, 512, guest.KernelCloud, 2, msix, deepest},
-			{api.DoorbellsMap, shared, 4096, guest.KernelBackports, 2, intx, flattest},
-			{api.DoorbellsTrap, shareOff, 512, guest.KernelBackports, 1, msix, deepest},
-			{api.DoorbellsMap, noFile, 4096, guest.KernelCloud, 2, intx, deepest},
+			{api.DoorbellsTrap, shared, 512, guest.KernelCloud, 2, msix, deepest, true},
+			{api.DoorbellsMap, shared, 4096, guest.KernelBackports, 2, intx, flattest, false},
+			{api.DoorbellsTrap, shareOff, 512, guest.KernelBackports, 1, msix, deepest, true},
+			{api.DoorbellsMap, noFile, 4096, guest.KernelCloud, 2, intx, deepest, false},
 		}
 	}
 	product := []wiring{{}}
@@ -67,12 +74,19 @@ func wirings() []wiring {
 	each(2, func(w *wiring, i int) { w.cpus = 1 + i })
 	each(2, func(w *wiring, i int) { w.interrupt = [...]string{msix, intx}[i] })
 	each(2, func(w *wiring, i int) { w.depth = [...]int{deepest, flattest}[i] })
+	// Each value of each meets both SGLs and PRPs.
+	for i := range product {
+		product[i].sgl = bits.OnesCount(uint(i))%2 != 0
+	}
 	return product
 }
 
 // append is what tells the kernel of a wiring.
 func (w wiring) append() string {
-	var words []string
+	words := []string{"nvme.sgl_threshold=0"}
+	if w.sgl {
+		words[0] = "nvme.sgl_threshold=1" // bytes of a segment, on average
+	}
 	if w.interrupt == intx {
 		words = append(words, "pci=nomsi")
 	}
@@ -112,6 +126,7 @@ notify clean
 await go
 storm /dev/nvme0n1 12M $block 1023
 notify depth $(cat /sys/block/nvme0n1/queue/nr_requests)
+await go
 healthy
 `}})
 			if got, want := r.line(vm, `^block (\d+)$`)[1], fmt.Sprint(w.block); got != want {
@@ -126,6 +141,8 @@ healthy
 			if got, want := r.line(vm, `^depth (\d+)$`)[1], fmt.Sprint(w.depth-1); got != want {
 				t.Errorf("Linux has %s commands under way at most, want %s", got, want)
 			}
+			w.checkRings(r)
+			r.send(vm, "go")
 			r.wait(vm, 1)
 			want := 0
 			if w.sharing != shared {
@@ -176,5 +193,32 @@ func (w wiring) check(r *rig, vm *guest.VM) {
 	}
 	if got, want := strings.Contains(string(maps), doorbellFile), w.doorbells == api.DoorbellsMap; got != want {
 		r.t.Errorf("QEMU has the doorbells mapped: got %v, want %v", got, want)
+	}
+}
+
+// checkRings looks how the commands of I/O that are still in the rings describe
+// their data. Linux uses PRPs for what is in one or two pages.
+func (w wiring) checkRings(r *rig) {
+	r.t.Helper()
+	sgl, all := 0, 0
+	var port struct{ Queues []api.QueuePair }
+	r.leapJSON(&port, "leap-qmap show vm1")
+	for _, q := range port.Queues {
+		if q.QID == 0 {
+			continue
+		}
+		ring := []byte(r.leap(fmt.Sprintf("leap-qmap dump vm1 %d --sq -o binary", q.QID)))
+		for ; len(ring) >= nvme.SQESize; ring = ring[nvme.SQESize:] {
+			if opcode := nvme.IOOpcode(ring[0]); opcode == nvme.IORead || opcode == nvme.IOWrite {
+				all++
+				if ring[1]>>6 != 0 { // PSDT
+					sgl++
+				}
+			}
+		}
+	}
+	// A ring of two entries need not have any just now.
+	if all == 0 || !w.sgl && sgl > 0 || w.sgl && sgl == 0 && w.depth == deepest {
+		r.t.Errorf("%d of %d reads and writes in the rings have SGLs, with SGLs %v", sgl, all, w.sgl)
 	}
 }
