@@ -158,7 +158,9 @@ func (c *Controller) commandEffects() []byte {
 	}
 	for i := range ioCommands {
 		if op := &ioCommands[i]; op.execute != nil {
-			l.IO[i] = nvme.EffectSupported | nvme.ScopeNamespace | op.effects
+			// Without a scope, which is optional: Linux warns of effects that it
+			// does not expect.
+			l.IO[i] = nvme.EffectSupported | op.effects
 		}
 	}
 	return nvme.Bytes(&l)

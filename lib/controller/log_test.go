@@ -189,7 +189,7 @@ func TestEffectsLogs(t *testing.T) {
 	h := connect(t, newSubsystem(t), nil)
 	var l nvme.CommandEffectsLog
 	copy(nvme.Bytes(&l), h.log(nvme.LogCommandEffects, 4096, false))
-	const ns = nvme.EffectSupported | nvme.ScopeNamespace
+	const ns = nvme.EffectSupported
 	want := map[nvme.IOOpcode]uint32{
 		nvme.IOFlush: ns, nvme.IORead: ns, nvme.IOWrite: ns | nvme.EffectContentChange,
 		nvme.IOWriteZeroes: ns | nvme.EffectContentChange, nvme.IODatasetManagement: ns | nvme.EffectContentChange,
