@@ -15,6 +15,7 @@ import (
 // how the command says so.
 type data struct {
 	prp1, prp2 uint64
+	sgl        nvme.SGLDescriptor // instead, for shapeSGL
 	pieces     [][]byte
 	around     [][]byte // the rest of the pages: must stay as it is
 	toHost     []nvme.Status
@@ -59,7 +60,7 @@ func (p *player) shape() int {
 
 // place finds room for n bytes and has e point there. What is not in range of a
 // shape is in whole pages. This is the only place where data pointers are
-// chosen: a kind of SGL is one more shape.
+// chosen.
 func (p *player) place(e *nvme.SQE, n, shape int) data {
 	p.reserve(n, shape)
 	return p.placeReserved(e, n, shape)
@@ -68,7 +69,7 @@ func (p *player) place(e *nvme.SQE, n, shape int) data {
 // reserve makes sure that there is room for n bytes in a shape: what is
 // outstanding keeps its memory.
 func (p *player) reserve(n, shape int) {
-	further := shape == shapeRegions || shape == shapeRegion || shape == shapeReadOnly
+	further := ofRegions(shape)
 	if p.arena+uint64(n)+4*pageSize > arenaEnd || p.list+8*pageSize > listsEnd || further && p.furtherUsed {
 		p.drain()
 		p.list, p.arena, p.furtherUsed = listsAt, arenaAt, false
@@ -76,20 +77,39 @@ func (p *player) reserve(n, shape int) {
 	p.furtherUsed = p.furtherUsed || further
 }
 
+// ofRegions reports whether the data of a shape is in memory of which there is
+// only so much.
+func ofRegions(shape int) bool {
+	shape &^= shapeSGL
+	return shape == shapeRegions || shape == shapeRegion || shape == shapeReadOnly
+}
+
 // placeReserved is place where room has been reserved.
 func (p *player) placeReserved(e *nvme.SQE, n, shape int) data {
 	d := p.lay(n, shape)
-	e.PRP1, e.PRP2 = d.prp1, d.prp2
+	if shape&shapeSGL == 0 {
+		e.PRP1, e.PRP2 = d.prp1, d.prp2
+		return d
+	}
+	if e.PSDT() == nvme.PSDTPRP {
+		e.SetPSDT(nvme.PSDTSGL)
+	}
+	e.SetSGL1(d.sgl)
 	return d
 }
 
 var transferError, badOffset = []nvme.Status{nvme.StatusDataTransferError}, []nvme.Status{nvme.StatusInvalidPRPOffset}
 
 func (p *player) lay(n, shape int) data {
+	sgl := shape&shapeSGL != 0
+	shape &^= shapeSGL
 	offset, first := 0, 0
 	switch shape {
 	case shapeOffset:
 		offset = 4 * int(p.in.u8())
+		if sgl {
+			offset++
+		}
 	case shapeLastDword, shapeChainOff:
 		offset = pageSize - 4
 	}
@@ -121,6 +141,10 @@ func (p *player) lay(n, shape int) data {
 			d.around = append(d.around, b[:at], b[at+size:])
 		}
 		left -= size
+	}
+	if sgl {
+		p.describe(&d, shape, pages, offset, n)
+		return d
 	}
 	d.prp1 = pages[0] + uint64(offset)
 	switch {

@@ -23,7 +23,7 @@ const (
 // fused sends a Compare and Write, or what looks like one.
 func (p *player) fused() {
 	q := p.ioQueue()
-	nsid, flags, shape, how, differs := p.nsid(), p.in.u8(), p.shape(), int(p.in.u8())%pairsBroken, p.in.u8()
+	nsid, flags, shape, how, differs := p.nsid(), p.in.u8(), p.ioShape(), int(p.in.u8())%pairsBroken, p.in.u8()
 	if q.entries < 3 {
 		return // it could never be fetched as a whole
 	}
@@ -43,7 +43,7 @@ func (p *player) fused() {
 	p.arena, p.list, p.furtherUsed = arenaAt, listsAt, true
 	one := p.placeReserved(&first, size, shape)
 	other := shapePages
-	if differs&2 != 0 && shape != shapeRegion && shape != shapeRegions && shape != shapeReadOnly {
+	if differs&2 != 0 && !ofRegions(shape) {
 		other = shape
 	}
 	two := p.placeReserved(&second, size, other)

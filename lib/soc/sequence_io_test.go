@@ -144,7 +144,7 @@ func (dat *data) putMarks(d *disk, marks []uint64) {
 func (p *player) write() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IOWrite), NSID: p.nsid()}, new(expected)
-	flags, shape := p.in.u8(), p.shape()
+	flags, shape := p.in.u8(), p.ioShape()
 	d, at, n := p.blocks(&e, x, true, flags)
 	dat := p.place(&e, x.size(d, n), shape)
 	x.errs = append(x.errs, dat.fromHost...)
@@ -160,7 +160,7 @@ func (p *player) write() {
 func (p *player) read() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IORead), NSID: p.nsid()}, new(expected)
-	flags, shape := p.in.u8(), p.shape()
+	flags, shape := p.in.u8(), p.ioShape()
 	d, at, n := p.blocks(&e, x, false, flags)
 	p.expectRead(&e, x, d, at, n, shape)
 	p.send(q, e, x, flags)
@@ -231,7 +231,7 @@ func (p *player) plainQueue() *playSQ {
 func (p *player) compare() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{Opcode: uint8(nvme.IOCompare), NSID: p.nsid()}, new(expected)
-	flags, shape, differs := p.in.u8(), p.shape(), p.in.u8()
+	flags, shape, differs := p.in.u8(), p.ioShape(), p.in.u8()
 	d, at, n := p.blocks(&e, x, false, flags)
 	size := x.size(d, n)
 	if d != nil && len(x.errs) == 0 {
@@ -294,7 +294,7 @@ func (p *player) flush() {
 func (p *player) deallocate() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{NSID: p.nsid()}, &expected{partly: true}
-	flags, shape, count := p.in.u8(), p.shape(), int(p.in.u8()%8)+1
+	flags, shape, count := p.in.u8(), p.ioShape(), int(p.in.u8()%8)+1
 	nvme.DatasetManagement{NR: uint8(count - 1), AD: flags&flagFUA == 0, IDW: flags&flagBig != 0}.Put(&e)
 	s := p.shown[e.NSID]
 	x.errs = append(x.errs, p.nsidErrors(e.NSID)...)
@@ -340,7 +340,7 @@ func (p *player) deallocate() {
 func (p *player) copyBlocks() {
 	q := p.ioQueue()
 	e, x := nvme.SQE{NSID: p.nsid()}, new(expected)
-	flags, shape, count, format := p.in.u8(), p.shape(), int(p.in.u8()%4)+1, pick[uint8](&p.in, 0, 1, 2, 3, 0, 1, 0, 4)
+	flags, shape, count, format := p.in.u8(), p.ioShape(), int(p.in.u8()%4)+1, pick[uint8](&p.in, 0, 1, 2, 3, 0, 1, 0, 4)
 	across := format == 2 || format == 3
 	x.errs = append(x.errs, p.nsidErrors(e.NSID)...)
 	to := p.shown[e.NSID]
