@@ -257,14 +257,19 @@ func (p *player) format() {
 	if s.readOnly {
 		x.errs = append(x.errs, nvme.StatusNamespaceWriteProtected)
 	}
+	then := func() {}
 	if s.d != nil && len(x.errs) == 0 {
 		f.LBAF = p.formatOf(e.NSID)
 		if s.d.lo < s.d.hi { // the rest is zeroes already
 			x.changes = []change{{extent: extent{s.d, s.d.lo, s.d.hi - s.d.lo}}}
 		}
+		if how&0x08 != 0 {
+			then = p.otherFormat(e.NSID, &f)
+		}
 	}
 	f.Put(&e)
 	p.admin(e, x)
+	then()
 }
 
 // formatOf asks which LBA format a namespace has.

@@ -68,6 +68,7 @@ type stage struct {
 type showing struct {
 	d        *disk
 	readOnly bool
+	byHost   bool // readOnly is a host's doing
 }
 
 // firstShown is what the drive shows when a sequence begins; the last disk is
@@ -239,16 +240,20 @@ func (s *stage) restage() {
 // word, its mark; 0 is a block of zeroes.
 type disk struct {
 	name   string
+	size   int // bytes, as block
 	block  int
 	blocks uint64
-	now    []uint64            // by block
-	maybe  map[uint64][]uint64 // what a block may have instead
-	lo, hi uint64              // blocks that may not be zeroes: from lo to below hi
+	first  struct{ size, block int } // when it was made
+	now    []uint64                  // by block
+	maybe  map[uint64][]uint64       // what a block may have instead
+	lo, hi uint64                    // blocks that may not be zeroes: from lo to below hi
 }
 
 func newDisk(name string, size, block int) *disk {
 	n := size / block
-	return &disk{name: name, block: block, blocks: uint64(n), now: make([]uint64, n), maybe: make(map[uint64][]uint64), lo: uint64(n)}
+	d := &disk{name: name, size: size, block: block, blocks: uint64(n), now: make([]uint64, n), maybe: make(map[uint64][]uint64), lo: uint64(n)}
+	d.first.size, d.first.block = size, block
+	return d
 }
 
 // touch notes that blocks may change.

@@ -31,7 +31,7 @@ var steps = [...]func(*player){
 	(*player).mappingOp, (*player).badTail, (*player).badHead, (*player).strayWrites,
 	(*player).wild, (*player).enableBadly, (*player).newPair, (*player).drain,
 	(*player).createCQ, (*player).createSQ, (*player).setFeatures, (*player).copyBlocks,
-	(*player).restart,
+	(*player).restart, (*player).protect, (*player).resize, (*player).format,
 }
 
 // newPair makes a pair of queues.
@@ -49,6 +49,7 @@ func (s *stage) play(t testing.TB, in []byte) {
 			s.r.startSoc()
 		}
 		s.connect(t)
+		s.askShapes()
 		for _, d := range s.disks {
 			d.forget()
 		}
@@ -59,6 +60,7 @@ func (s *stage) play(t testing.TB, in []byte) {
 	p.remap(t)
 	p.reset(resetEN, 16)
 	if s.dirty {
+		p.asFirst()
 		p.wipe(false)
 		p.reset(resetEN, 16)
 	}
@@ -81,6 +83,7 @@ func (p *player) finish() {
 	p.drain()
 	p.reset(resetEN, 16)
 	p.wipe(true)
+	p.asFirst()
 	p.bystander(p.t)
 	v, err := p.client.Read32(nvme.RegCSTS)
 	if err != nil || !nvme.CSTS(v).RDY() || nvme.CSTS(v).CFS() {
@@ -182,6 +185,18 @@ func sequenceSeeds() (all [][]byte) {
 			step(14, 6, 0, 0), step(14, 0x0b, 0, 0), step(14, 0x0e, 0, 0), abort),
 		slices.Concat(step(0, 0, 0, flagBig, shapePages, 63), step(1, 0, 4, flagBig, shapePages, 63), step(10, 0, 7, 0, 0, 0), restart, step(23, 0, 0), step(9, 0, 0, 0, 0, 3), restart, step(1)),
 	)
+	// Namespaces that change their size, block and write protection, with blocks
+	// in what goes and comes.
+	for disk, nsid := range []byte{0, 4, 7} { // by p.nsid
+		fill := step(0, 0, nsid, flagBig|flagWait, shapePages, 63, 0xff, 0xff)
+		look, size := step(1, 0, nsid, flagBig|flagWait, shapePages, 63, 0xff, 0xff), step(42, byte(disk))
+		other, on, off, bad := step(43, nsid, 0x08), step(41, nsid, 0), step(41, nsid, 1), step(41, nsid, 5)
+		all = append(all,
+			slices.Concat(enable, fill, fill, look, request, size, look, changes, fill, size, look, fill, look, request, size, restart, look, size, look),
+			slices.Concat(enable, fill, request, other, look, changes, fill, look, other, restart, look, fill, request, on, fill, look, changes, other, off, fill, look),
+			slices.Concat(enable, on, restart, fill, on, bad, request, off, fill, size, on, other, size, off, other, size, look, size, fill, look),
+		)
+	}
 	few := step(15, 7, 0, 0, 0, 0, 0, 0) // Number of Queues: one pair, then more
 	all = append(all, slices.Concat(few, step(16, 1, 3, 0, 0, 0), step(16, 0, 3, 0, 0, 0), step(17, 1, 3, 0, 3, 0, 0), step(17, 0, 0, 3, 0, 0), few))
 	// Resets, and memory that goes, with large transfers in flight; shadow
