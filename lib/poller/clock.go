@@ -31,7 +31,7 @@ func (p *Poller) Now() time.Duration {
 // Tick reads the clock: Now goes on from there. A source calls it that has just
 // seen work it is to date.
 func (p *Poller) Tick() {
-	p.now = int64(time.Since(p.started))
+	p.now = p.clock()
 	switch {
 	case p.busy == 0:
 		p.busy = p.now
@@ -42,12 +42,16 @@ func (p *Poller) Tick() {
 }
 
 // rest notes that a turn has found nothing to do.
-func (p *Poller) rest(now time.Time) {
+func (p *Poller) rest(now int64) {
 	if p.busy != 0 {
-		p.load.busy.Add(uint64(int64(now.Sub(p.started)) - p.busy))
+		p.load.busy.Add(uint64(now - p.busy))
 		p.busy = 0
 	}
 }
+
+// clock reads the clock: nanoseconds since the poller started. It is the
+// monotonic one alone, which is half of what time.Now reads.
+func (p *Poller) clock() int64 { return int64(time.Since(p.started)) }
 
 // load is what Load shows. The loop is its writer.
 type load struct{ busy, turns, sleeps stats.Counter }

@@ -157,9 +157,9 @@ type Poller struct {
 	deferred []Runnable
 	runNext  int
 	touching Toucher
-	faulty   Source    // whose memory faulted
-	idle     time.Time // since when there was no work; zero while there is
-	idleTurn time.Time // when the last turn without work ended
+	faulty   Source // whose memory faulted
+	idle     int64  // since when there was no work, as Now; 0 while there is
+	idleTurn int64  // when the last turn without work ended
 	look     time.Duration
 	stop     bool
 	now      int64 // see Now; 0: to be read
@@ -269,7 +269,7 @@ func (p *Poller) closeRing() {
 func (p *Poller) loop() {
 	for !p.stop {
 		if p.turn() > 0 {
-			p.idle, p.look = time.Time{}, 0
+			p.idle, p.look = 0, 0
 			p.load.turns.Add(1)
 			continue
 		}
@@ -315,20 +315,20 @@ func (p *Poller) check(err error) {
 func (p *Poller) spin() bool {
 	if p.mode != Adaptive {
 		if p.busy != 0 {
-			p.rest(time.Now())
+			p.rest(p.clock())
 		}
 		return p.mode == Busy
 	}
-	now := time.Now()
+	now := p.clock()
 	p.rest(now)
-	if p.idle.IsZero() {
+	if p.idle == 0 {
 		p.idle = now
 		p.idleTurn = now
 		return true
 	}
-	turn := now.Sub(p.idleTurn)
+	turn := now - p.idleTurn
 	p.idleTurn = now
-	return p.look == 0 && turn < descheduled && now.Sub(p.idle) < SpinTime
+	return p.look == 0 && turn < int64(descheduled) && now-p.idle < int64(SpinTime)
 }
 
 // sleep arms everything, looks once more and waits for an event.
@@ -362,7 +362,7 @@ func (p *Poller) sleep() {
 		}
 	}
 	if n > 0 {
-		p.idle = time.Time{}
+		p.idle = 0
 	}
 }
 
