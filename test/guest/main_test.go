@@ -18,6 +18,7 @@
 //	job_test.go       shell functions for the jobs of guests
 //	drive_test.go     a drive, two machines
 //	commands_test.go  what nvme-cli can have it do, and what it counts
+//	nvmedoc_test.go   docs/nvme.md, to hold the drive against
 //	matrix_test.go    fio on a file system, in every way a drive can be wired
 //	life_test.go      reboots, power cuts, restarts of the runtime
 //	hotplug_test.go   a drive that is plugged in and out
