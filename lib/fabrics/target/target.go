@@ -80,9 +80,12 @@ type Config struct {
 	Subsystem func(listener int, subNQN, hostNQN string) (*controller.Subsystem, error)
 	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. It is called on
 	// a poller and returns at once.
+	// An entry without an address gets the one that the host has come to.
 	Discovery func(listener int, hostNQN string) (entries []fabrics.DiscoveryEntry, generation uint64)
-	Limits    Limits
-	Log       *slog.Logger
+	// Changed is called when an association has come or gone, on a poller, and returns at once; nil: nobody wants to know.
+	Changed func()
+	Limits  Limits
+	Log     *slog.Logger
 }
 
 // Target is a set of listeners and what hosts have connected to them. Methods may be called from any goroutine but a poller's.
@@ -114,6 +117,9 @@ type shard struct {
 
 // New returns a target without listeners.
 func New(cfg Config) *Target {
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
 	return &Target{
 		cfg: cfg, limits: cfg.Limits.withDefaults(),
 		listeners: make(map[*Listener]bool), associations: make(map[*association]bool),
