@@ -80,6 +80,12 @@ func Dial(t testing.TB, addr netip.AddrPort) *Queue {
 	}
 }
 
+// For has the queue report to another test, such as one of many inputs of a fuzz target, and gives it its time.
+func (q *Queue) For(t testing.TB) {
+	q.t = t
+	_ = q.Conn.SetDeadline(time.Now().Add(deadline))
+}
+
 // Initialize exchanges ICReq and ICResp.
 func Initialize(t testing.TB, addr netip.AddrPort, o Options) *Queue {
 	t.Helper()
