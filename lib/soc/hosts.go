@@ -64,7 +64,7 @@ func (r *Runtime) keepListeners(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	var asked time.Time
+	var asked, shown time.Time
 	for {
 		now := time.Now()
 		due, wait := r.dueListeners(now)
@@ -74,8 +74,13 @@ func (r *Runtime) keepListeners(ctx context.Context) {
 		if r.announce.Swap(false) {
 			r.target.DiscoveryChanged()
 		}
-		if r.hostsMoved.Swap(false) {
-			r.showListeners()
+		if r.hostsMoved.Load() {
+			if now.Sub(shown) >= hostsPause {
+				shown = now
+				r.hostsMoved.Store(false)
+				r.showListeners()
+			}
+			wait = min(wait, hostsPause)
 		}
 		if r.portsWait.Load() {
 			if now.Sub(asked) >= portsPause {
@@ -94,8 +99,13 @@ func (r *Runtime) keepListeners(ctx context.Context) {
 	}
 }
 
-// portsPause is how often ports look again that a host keeps waiting.
-const portsPause = 500 * time.Millisecond
+const (
+	// portsPause is how often ports look again that a host keeps waiting.
+	portsPause = 500 * time.Millisecond
+	// hostsPause is the least time from one look at who is connected to the next:
+	// hosts may come and go as often as they like.
+	hostsPause = 100 * time.Millisecond
+)
 
 // wakeListeners has keepListeners look.
 func (r *Runtime) wakeListeners() {

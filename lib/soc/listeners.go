@@ -105,8 +105,12 @@ func freePort(addr fabrics.Address) (uint16, error) {
 // createListener makes a listener and has it opened; if that cannot be done at
 // once, it is retrying.
 func (r *Runtime) createListener(ctx context.Context, in api.ListenerSpec) (api.Listener, error) {
+	addr, err := listenAddress(&in)
+	if err != nil {
+		return api.Listener{}, err
+	}
 	r.mu.Lock()
-	l, err := r.listen(in)
+	l, err := r.listen(addr, in)
 	r.mu.Unlock()
 	if err != nil {
 		return api.Listener{}, err
@@ -128,11 +132,7 @@ func (r *Runtime) createListener(ctx context.Context, in api.ListenerSpec) (api.
 
 // listen makes a listener, and for volumes the subsystem that shows them: all of
 // it or nothing. r.mu is held.
-func (r *Runtime) listen(in api.ListenerSpec) (*listener, error) {
-	addr, err := listenAddress(&in)
-	if err != nil {
-		return nil, err
-	}
+func (r *Runtime) listen(addr fabrics.Address, in api.ListenerSpec) (*listener, error) {
 	targets, volumes, err := r.sortTargets(in.Targets)
 	if err != nil {
 		return nil, err
