@@ -291,7 +291,7 @@ func (r *Runtime) discoveryFor(listener int, hostNQN string) ([]fabrics.Discover
 			continue
 		}
 		entry := fabrics.DiscoveryEntry{
-			TRTYPE: fabrics.TransportTCP, SUBTYPE: fabrics.SubsystemNVM, TREQ: fabrics.TREQSecureNotRequired,
+			TRTYPE: fabrics.TransportTCP, SUBTYPE: fabrics.SubsystemNVM, TREQ: fabrics.TREQSecureNotRequired | fabrics.TREQNoFlowControl,
 			PORTID: uint16(listener), CNTLID: fabrics.CNTLIDDynamic, ASQSZ: fabrics.MinAdminQueue,
 		}
 		nvme.SetNQN(&entry.SUBNQN, s.nqn)

@@ -7,87 +7,115 @@ package guest_test
 
 import (
 	"fmt"
-	"strings"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
 	"testing"
 
-	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/guest"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/volume"
+	"github.com/leapio/leapio/lib/volume/file"
+	"github.com/leapio/leapio/lib/volume/volumetest"
 )
 
-// network is a network interface through which a guest reaches this machine's
-// loopback interface, as 10.0.2.2.
-var network = []string{"-nic", "user,model=virtio-net-pci"}
+// gateway is how a guest with -netdev user reaches this machine's loopback.
+const gateway = "10.0.2.2"
 
-// The host of the guest below.
-const (
-	hostID  = "2c5e1b4a-77e3-4a3f-9f1b-0e7d8a6c9b10"
-	hostNQN = "nqn.2014-08.org.nvmexpress:uuid:" + hostID
-)
-
-// networkJob begins the job of a guest that is a host of NVMe/TCP.
-const networkJob = `
+// A stock kernel discovers a subsystem over NVMe/TCP, connects without and with digests and flow control, puts a file system on it, and lets go.
+func TestFabrics(t *testing.T) {
+	uuid := nvme.NewUUID()
+	spec := &volume.Spec{Name: "d1", Options: map[string]string{"size": "64M", "path": filepath.Join(t.TempDir(), "d1.img")}}
+	v, err := file.Kind.Make(t.Context(), volumetest.NewEnv(t, t.TempDir()), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	sub := controller.NewSubsystem(uuid.NQN(), "0123456789abcdef0123")
+	if err := sub.Add(&controller.Namespace{NSID: 1, Volume: v, Name: "d1", UUID: uuid}); err != nil {
+		t.Fatal(err)
+	}
+	var pollers []*poller.Poller
+	for i := range 2 {
+		p, err := poller.Start(poller.Config{Name: fmt.Sprint(i), CPU: -1, Fence: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Stop)
+		pollers = append(pollers, p)
+	}
+	var log lockedBuffer
+	var port string
+	tgt := target.New(target.Config{
+		Pollers: pollers, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		Subsystem: func(_ int, subNQN, _ string) (*controller.Subsystem, error) {
+			if subNQN != sub.NQN {
+				return nil, target.ErrNoSubsystem
+			}
+			return sub, nil
+		},
+		Discovery: func(int, string) ([]fabrics.DiscoveryEntry, uint64) {
+			e := fabrics.DiscoveryEntry{
+				TRTYPE: fabrics.TransportTCP, ADRFAM: fabrics.FamilyIPv4, SUBTYPE: fabrics.SubsystemNVM,
+				TREQ: fabrics.TREQSecureNotRequired | fabrics.TREQNoFlowControl, PORTID: 1, CNTLID: fabrics.CNTLIDDynamic, ASQSZ: fabrics.MinAdminQueue,
+			}
+			e.Set(sub.NQN, gateway, port)
+			return []fabrics.DiscoveryEntry{e}, 1
+		},
+	})
+	t.Cleanup(tgt.Close)
+	listener, err := tgt.Listen(1, netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port = fmt.Sprint(listener.Addr().Port())
+	result, err := guest.Run(t.Context(), guest.Config{
+		QEMUArgs: []string{"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="},
+		Job: functions + fmt.Sprintf(`
+nqn=%s
+at="-t tcp -a %s -s %s"
 modprobe virtio_net
 modprobe nvme-tcp
-ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-fabric="-t tcp -a 10.0.2.2 --hostnqn ` + hostNQN + ` --hostid ` + hostID + `"
-`
-
-// A stock kernel as a host: it discovers a listener, connects, with digests and
-// without, writes, and goes on when the runtime is killed meanwhile.
-func TestHostTCP(t *testing.T) {
-	r := newRig(t)
-	r.leap("leap-soc volume create d1 file size=8M")
-	r.leap("leap-soc volume create d2 file size=8M block=4096")
-	url := strings.TrimSpace(r.leap("leap-rdma listen tcp://127.0.0.1:0 d1 d2 --advertise 10.0.2.2 --allow " + hostNQN))
-	address, nqn, _ := strings.Cut(strings.TrimPrefix(url, "tcp://127.0.0.1:"), "/")
-	vm := r.start(machine{Config: guest.Config{QEMUArgs: network, Job: networkJob + fmt.Sprintf(`
-port=%s nqn=%s
-nvme discover $fabric -s $port >/tmp/log
+ip link set lo up
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+me="--hostnqn nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555 --hostid 11111111-2222-3333-4444-555555555555"
+nvme discover $at $me >/tmp/log
 cat /tmp/log
-grep -qx "subnqn: *$nqn" /tmp/log
-grep -qx 'traddr: *10.0.2.2' /tmp/log
-nvme discover -t tcp -a 10.0.2.2 -s $port --hostnqn nqn.2026-01.org.example:other --hostid 0d5bd8a7-54be-4dd4-a37b-aee7d3b6a2f5 >/tmp/log
-if grep -q "$nqn" /tmp/log; then echo 'another host sees it'; exit 1; fi
-
-for digests in '' '--hdr-digest --data-digest'; do
-	nvme connect $fabric -s $port -n $nqn --nr-io-queues 2 --reconnect-delay 1 $digests
-	drives 2
-	a=$(drive $nqn 1)
-	b=$(drive $nqn 2)
-	want 8388608 blockdev --getsize64 $a
-	want 4096 blockdev --getss $b
-	storm $a 4M 512
-	storm $b 4M 4k
-	[ -z "$digests" ] || break
+grep -q "subnqn: *$nqn" /tmp/log
+grep -q "trsvcid: *%[3]s" /tmp/log
+for how in "" "--hdr-digest --data-digest --disable-sqflow"; do
+	nvme connect $at $me -n $nqn -i 2 -k 5 $how
+	drives 1
+	device=$(drive $nqn 1)
+	want 67108864 blockdev --getsize64 $device
+	mkfs.ext4 -q $device
+	mount -t ext4 $device /mnt
+	storm /mnt/file 16M 4k
+	umount /mnt
+	e2fsck -f -n $device
+	nvme id-ctrl $device | grep -E '^(cntlid|ioccsz|iorcsz|kas|maxcmd|sgls)'
+	[ -n "$how" ] || sleep 6 # more than the keep alive timeout
 	nvme disconnect -n $nqn
-	while ls /dev/nvme*n* 2>/dev/null; do sleep 0.1; done
+	[ ! -e $device ]
 done
 healthy 'Removing ctrl'
-notify connected
-await killed
-fill $a 'after the kill'
-fill $b 'after the kill'
-filled $a 'after the kill'
-notify "written"
-await go
-nvme disconnect -n $nqn
-`, address, nqn)}})
-	r.line(vm, "^connected$")
-	var l api.Listener
-	r.leapJSON(&l, "leap-rdma show 1")
-	if len(l.Associations) != 1 || l.Associations[0].Host != hostNQN || l.Associations[0].Queues != 3 {
-		t.Errorf("associations %+v", l.Associations)
+`, sub.NQN, gateway, port),
+	})
+	if err != nil || result.ExitCode != 0 {
+		t.Errorf("guest: %v\n%s\n%s", err, tail(result.Console), log.String())
 	}
-	if got := r.fact("listener/1/hosts"); got != hostNQN {
-		t.Errorf("fact hosts: %q", got)
+	listener.Close() // the guest has disconnected: nothing of it is to be ended
+	if err == nil && log.String() != "" {
+		t.Errorf("the target logged:\n%s", log.String())
 	}
-	r.soc.kill()
-	r.soc.start()
-	r.send(vm, "killed")
-	r.line(vm, "^written$")
-	r.send(vm, "go")
-	r.wait(vm, 1)
-	for _, volume := range []string{"d1", "d2"} {
-		r.checkPattern(volume, "after the kill")
-	}
+	t.Logf("guest: %.1f s", result.Elapsed.Seconds())
 }
