@@ -53,8 +53,9 @@ type queue struct {
 	worker    *controller.Worker
 	all       []*command // by index
 	free      []*command
-	memory    []byte // for data in capsules
-	running   int    // records in use
+	memory    []byte   // for data in capsules
+	running   int      // records in use
+	first     *command // half of a fused pair
 	receiving *command
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
@@ -273,9 +274,23 @@ func (q *queue) execute(c *command) {
 	case q.id == 0:
 		q.adminCommand(c)
 	default:
-		c.SQID = q.id
-		q.worker.Execute(&c.Command)
+		q.ioCommand(c)
 	}
+}
+
+// ioCommand executes an I/O command. The first half of a fused pair waits for what comes next in the queue: the controller wants both in
+// one turn, and capsules may arrive apart.
+func (q *queue) ioCommand(c *command) {
+	c.SQID = q.id
+	if first := q.first; first != nil {
+		q.first, first.stage = nil, executing
+		q.worker.Execute(&first.Command)
+	}
+	if c.SQE.Fuse() == nvme.FuseFirst {
+		q.first, c.stage = c, pending
+		return
+	}
+	q.worker.Execute(&c.Command)
 }
 
 // refuse ends a command that is not executed.
@@ -337,7 +352,7 @@ func (q *queue) Run() {
 func (q *queue) Closed(err error) {
 	q.dead = true
 	q.report(err)
-	q.line = nil
+	q.line, q.first = nil, nil
 	for _, c := range q.all {
 		c.drop()
 	}

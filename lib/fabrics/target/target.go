@@ -182,6 +182,12 @@ func (t *Target) sweep(ctx context.Context, shards []*shard) {
 			return
 		case <-tick.C:
 		}
+		t.mu.Lock()
+		idle := t.connections == 0
+		t.mu.Unlock()
+		if idle {
+			continue // nobody is woken for nothing
+		}
 		for _, s := range shards {
 			_ = s.p.Post(func() { s.sweep(t.limits.Patience) })
 		}
@@ -232,7 +238,7 @@ func (t *Target) Disconnect(match func(Association) bool) int {
 
 var errDisconnected = errors.New("disconnected by the target")
 
-// Close ends all listeners and connections, and returns when no command is in flight. A second Close does nothing.
+// Close ends all listeners and connections, and returns when no command is in flight. The pollers still run. A second Close does nothing.
 func (t *Target) Close() {
 	t.mu.Lock()
 	t.closed = true

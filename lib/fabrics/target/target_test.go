@@ -160,3 +160,44 @@ func TestNoLeak(t *testing.T) {
 		admin.Conn.Close()
 	}
 }
+
+// TestFused: the halves of a pair may arrive apart.
+func TestFused(t *testing.T) {
+	f := start(t, Limits{})
+	admin := f.enabled(t, fabricstest.Options{})
+	q := f.io(t, admin, fabricstest.Options{}, 1, 0)
+	before, after := pattern(1, 512), pattern(2, 512)
+	half := func(op nvme.IOOpcode, fuse nvme.Fuse, data []byte) *fabricstest.Request {
+		t.Helper()
+		r := &fabricstest.Request{SQE: rw(op, 1, 0, 512), To: data}
+		r.SQE.SetFuse(fuse)
+		q.Start(r)
+		f.identify(t, admin) // some turns later
+		return r
+	}
+	both := func(a, b *fabricstest.Request) (nvme.Status, nvme.Status) {
+		t.Helper()
+		for range 2 {
+			if _, err := q.Next(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return a.CQE.StatusField().Code(), b.CQE.StatusField().Code()
+	}
+	if st := q.Do(&fabricstest.Request{SQE: rw(nvme.IOWrite, 1, 0, 512), To: before}); st != 0 {
+		t.Fatal(st)
+	}
+	if a, b := both(half(nvme.IOCompare, nvme.FuseFirst, before), half(nvme.IOWrite, nvme.FuseSecond, after)); a != 0 || b != 0 {
+		t.Errorf("pair: %v, %v", a, b)
+	}
+	if a, b := both(half(nvme.IOCompare, nvme.FuseFirst, before), half(nvme.IOWrite, nvme.FuseSecond, before)); a != nvme.StatusCompareFailure || b != nvme.StatusAbortedFailedFused {
+		t.Errorf("pair that does not match: %v, %v", a, b)
+	}
+	r := fabricstest.Request{SQE: rw(nvme.IORead, 1, 0, 512), From: make([]byte, 512)}
+	alone := half(nvme.IOCompare, nvme.FuseFirst, after)
+	q.Start(&r)
+	if a, b := both(alone, &r); a != nvme.StatusAbortedMissingFused || b != 0 || !bytes.Equal(r.From, after) {
+		t.Errorf("first half alone: %v; then: %v, what was written is there: %v", a, b, bytes.Equal(r.From, after))
+	}
+	half(nvme.IOCompare, nvme.FuseFirst, after) // and the connection ends
+}
