@@ -19,6 +19,10 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 )
 
+// adminCapsule is the data that a capsule on an admin queue, or before Connect, may always have (NVMe/TCP Transport Specification,
+// "In-Capsule Data").
+const adminCapsule = 8 << 10
+
 // maxH2CData is the most data of an H2CData PDU (MAXH2CDATA).
 const maxH2CData = 128 << 10
 
@@ -48,6 +52,7 @@ type queue struct {
 	owner     uint64 // whose the data in its buffers is
 	id        uint16
 	entries   int    // records there may be
+	capsule   int    // bytes of data a capsule may have
 	noFlow    bool   // SQ flow control is disabled
 	head      uint16 // SQHD
 	worker    *controller.Worker
@@ -70,12 +75,12 @@ type queue struct {
 }
 
 func newQueue(l *Listener, s *shard, peer netip.AddrPort) *queue {
-	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, owner: l.t.number()}
+	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
 }
 
 // begin serves the connection. It is called on the poller.
 func (q *queue) begin(fd int) {
-	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: uint32(q.t.limits.InCapsule), MaxData: maxH2CData}
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: uint32(q.capsule), MaxData: maxH2CData}
 	out := fabrics.Framing{From: fabrics.FromController, Align: 4}
 	conn, err := q.on.set.Add(fd, in, out, q)
 	if err != nil {
@@ -107,7 +112,7 @@ func (q *queue) take() *command {
 
 // record makes a record. The first is there before Connect, and has memory of its own.
 func (q *queue) record() *command {
-	size := q.t.limits.InCapsule
+	size := q.capsule
 	c := &command{q: q, index: uint16(len(q.all)), buffers: make([]*buffer, 0, maxBuffers)}
 	if c.index == 0 {
 		c.inline = make([]byte, size)
@@ -125,8 +130,12 @@ func (q *queue) record() *command {
 // resize sets how many entries the queue has, when it is connected.
 func (q *queue) resize(entries int) error {
 	var err error
+	if q.id != 0 {
+		q.capsule = q.t.limits.InCapsule
+		q.conn.In.MaxCapsule = uint32(q.capsule)
+	}
 	if entries > 1 {
-		q.memory, err = unix.Mmap(-1, 0, (entries-1)*q.t.limits.InCapsule, unix.PROT_READ|unix.PROT_WRITE,
+		q.memory, err = unix.Mmap(-1, 0, (entries-1)*q.capsule, unix.PROT_READ|unix.PROT_WRITE,
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	}
 	if err == nil {

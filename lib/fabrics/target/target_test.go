@@ -161,6 +161,31 @@ func TestNoLeak(t *testing.T) {
 	}
 }
 
+// TestCapsuleSize: what an I/O queue takes in a capsule is a limit of the target; an admin queue takes 8 KiB.
+func TestCapsuleSize(t *testing.T) {
+	f := start(t, Limits{InCapsule: 1030})
+	admin := f.enabled(t, fabricstest.Options{})
+	var id nvme.IdentifyController
+	r := fabricstest.Request{From: nvme.Bytes(&id)}
+	nvme.Identify{CNS: nvme.CNSController}.Put(&r.SQE)
+	if st := admin.Do(&r); st != 0 || id.IOCCSZ != (64+1024)/16 {
+		t.Errorf("%v, IOCCSZ %d", st, id.IOCCSZ)
+	}
+	set := fabricstest.Request{To: make([]byte, 8192)}
+	nvme.SetFeatures{FID: nvme.FeatHostBehavior}.Put(&set.SQE)
+	if st := admin.Do(&set); st != 0 {
+		t.Errorf("8 KiB on the admin queue: %v", st)
+	}
+	q := f.io(t, admin, fabricstest.Options{InCapsule: 1024}, 1, 0)
+	f.verify(t, q, 0, 1024, false)
+	f.verify(t, q, 0, 1536, false)
+	q.Options.InCapsule = 1536
+	q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 1, 0, 1536), To: make([]byte, 1536)})
+	if v := q.Violation(); v != (fabrics.Violation{FES: fabrics.FESInvalidHeader, FEI: 4}) {
+		t.Errorf("too much in a capsule: %v", v)
+	}
+}
+
 // TestFused: the halves of a pair may arrive apart.
 func TestFused(t *testing.T) {
 	f := start(t, Limits{})
