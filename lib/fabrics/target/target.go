@@ -229,6 +229,19 @@ func (t *Target) present() []*association {
 	return list
 }
 
+// Connected reports whether a host has an association with the subsystem, also while its controller is being reset. It may be called on a
+// poller.
+func (t *Target) Connected(subNQN string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a := range t.associations {
+		if a.subNQN == subNQN {
+			return true
+		}
+	}
+	return false
+}
+
 // Disconnect ends the associations that match says, and returns how many. Their hosts may connect again. It does not wait.
 func (t *Target) Disconnect(match func(Association) bool) int {
 	n := 0
