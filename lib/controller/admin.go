@@ -145,6 +145,17 @@ func (c *Controller) created(cmd *Command, st nvme.Status) {
 	cmd.finish(st)
 }
 
+// ConnectQueue says whether I/O queue qid may be made by Connect, which is the
+// transport's: it has been granted (Number of Queues). It is called on the
+// admin poller.
+func (c *Controller) ConnectQueue(qid uint16) bool {
+	if qid == 0 || int(qid) > int(c.features.queues().NSQ())+1 {
+		return false
+	}
+	c.queueMade = true
+	return true
+}
+
 func (c *Controller) deleteCQ(cmd *Command) { c.cfg.Queues.DeleteCQ(cmd.SQE.DeleteQID(), cmd.finish) }
 
 func (c *Controller) deleteSQ(cmd *Command) { c.cfg.Queues.DeleteSQ(cmd.SQE.DeleteQID(), cmd.finish) }
@@ -161,7 +172,7 @@ func (c *Controller) doorbellBuffer(cmd *Command) {
 // a time, so that it is never exceeded.
 const acl = 3
 
-// Aborter is implemented by Queues that can find a command in execution.
+// Aborter is a transport that can find a command in execution.
 type Aborter interface {
 	// Abort calls Command.Cancel for the command cid of I/O submission queue
 	// sqid, on its poller, and reports on the admin poller whether it ended
@@ -190,8 +201,8 @@ func (c *Controller) abort(cmd *Command) {
 		answer(request != nil)
 		return
 	}
-	if q, ok := c.cfg.Queues.(Aborter); ok {
-		q.Abort(target.SQID, target.CID, answer)
+	if c.cfg.Aborter != nil {
+		c.cfg.Aborter.Abort(target.SQID, target.CID, answer)
 		return
 	}
 	answer(false)

@@ -52,7 +52,7 @@ func (q *testQueues) CanShadow() bool { return !q.noShadow }
 func connectPCI(t *testing.T) (*host, *testQueues) {
 	t.Helper()
 	q := new(testQueues)
-	h := connect(t, newSubsystem(t, newMemory(1<<20, 512)), func(c *Config) { q.p, c.Queues = c.Poller, q })
+	h := connect(t, newSubsystem(t, newMemory(1<<20, 512)), func(c *Config) { q.p, c.Queues, c.Aborter = c.Poller, q, q })
 	return h, q
 }
 
@@ -164,6 +164,26 @@ func TestQueueCommands(t *testing.T) {
 	}
 }
 
+// Queues made by Connect are as many as have been granted, and settle that.
+func TestConnectQueue(t *testing.T) {
+	h := connect(t, newSubsystem(t), nil)
+	h.admin(nvme.SetFeatures{FID: nvme.FeatNumberOfQueues, Value: uint32(nvme.MakeNumberOfQueues(2, 2))}, 0)
+	h.do(func() {
+		for qid, want := range map[uint16]bool{0: false, 4: false, 0xffff: false} {
+			if got := h.c.ConnectQueue(qid); got != want {
+				t.Errorf("queue %d: %v", qid, got)
+			}
+		}
+	})
+	h.admin(nvme.SetFeatures{FID: nvme.FeatNumberOfQueues, Value: uint32(nvme.MakeNumberOfQueues(2, 2))}, 0) // none was made
+	h.do(func() {
+		if !h.c.ConnectQueue(1) || !h.c.ConnectQueue(3) {
+			t.Error("a granted queue is refused")
+		}
+	})
+	h.refused(nvme.StatusCommandSequenceError, nvme.SetFeatures{FID: nvme.FeatNumberOfQueues}, 0)
+}
+
 // A queue that was not made does not settle the number of queues.
 func TestQueueNotMade(t *testing.T) {
 	h, q := connectPCI(t)
@@ -193,9 +213,6 @@ func (q *testQueues) Abort(sqid, cid uint16, done func(bool)) {
 	}
 	done(false)
 }
-
-// plainQueues are Queues that cannot find commands.
-type plainQueues struct{ Queues }
 
 func TestAbort(t *testing.T) {
 	h, q := connectPCI(t)
@@ -239,10 +256,8 @@ func TestAbort(t *testing.T) {
 	if a.wait(); a.Status != nvme.StatusAbortRequested || h.parked() != 0 {
 		t.Errorf("event request cancelled: %v, %d parked", a.Status, h.parked())
 	}
-	for _, x := range []*host{connect(t, newSubsystem(t), nil), connect(t, newSubsystem(t), func(c *Config) { c.Queues = plainQueues{q} })} {
-		if cmd := x.admin(nvme.Abort{SQID: 1, CID: 2}, 0); cmd.DW0 != nvme.AbortNotDone {
-			t.Errorf("a transport that cannot abort: DW0 = %#x", cmd.DW0)
-		}
+	if cmd := connect(t, newSubsystem(t), nil).admin(nvme.Abort{SQID: 1, CID: 2}, 0); cmd.DW0 != nvme.AbortNotDone {
+		t.Errorf("a transport that cannot abort: DW0 = %#x", cmd.DW0)
 	}
 }
 

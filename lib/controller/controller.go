@@ -38,15 +38,32 @@ type Config struct {
 	// Keep Alive Timeout pass (NVMe Base 3.9): the transport ends the
 	// association. nil: there is no keep alive, as on PCI.
 	KeepAliveExpired func()
+	// KeepAlive is the timeout in milliseconds to begin with; 0: none.
+	KeepAlive uint32
 	// Queues manages queues for transports whose queues are made by admin
-	// commands (PCI); nil where they are made by Connect. It may implement
-	// Aborter.
+	// commands (PCI); nil where they are made by Connect.
 	Queues Queues
+	// Aborter finds I/O commands to abort; nil: nothing does.
+	Aborter Aborter
+	// Fabrics are the fields of Identify Controller that only controllers over
+	// fabrics have; zero on PCI.
+	Fabrics Fabrics
 	// Life keeps what the drive counts; nil: the controller begins at zero.
 	Life Life
 	// PCIVendor and PCISubsystemVendor are the function's ids; 0 on fabrics.
 	PCIVendor, PCISubsystemVendor uint16
 	Log                           *slog.Logger
+}
+
+// Fabrics are the fields of Identify Controller by which a transport over
+// fabrics says what it takes (NVMe Base, "Identify Controller Data Structure").
+type Fabrics struct {
+	IOCCSZ uint32 // I/O queue command capsule, in units of 16 bytes
+	IORCSZ uint32 // I/O queue response capsule, in units of 16 bytes
+	ICDOFF uint16 // in-capsule data offset, in units of 16 bytes
+	MSDBD  uint8  // SGL data block descriptors per command
+	OFCS   uint16 // optional Fabrics commands
+	MAXCMD uint16 // outstanding commands per I/O queue
 }
 
 // Queues manages the I/O queues of a transport in host memory. Methods are
@@ -110,6 +127,10 @@ func (s *Subsystem) New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c.know()
+	if cfg.KeepAliveExpired != nil {
+		c.features.values[nvme.FeatKeepAliveTimer] = cfg.KeepAlive
+		c.startKeepAlive(cfg.KeepAlive)
+	}
 	return c, nil
 }
 

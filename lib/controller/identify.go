@@ -107,6 +107,13 @@ func (c *Controller) identifyController(*Command) ([]byte, nvme.Status) {
 		CDFS: copyFormats,
 		FNA:  nvme.FNANoBroadcast,
 		SGLS: c.cfg.SGLS,
+
+		MAXCMD: c.cfg.Fabrics.MAXCMD,
+		IOCCSZ: c.cfg.Fabrics.IOCCSZ,
+		IORCSZ: c.cfg.Fabrics.IORCSZ,
+		ICDOFF: c.cfg.Fabrics.ICDOFF,
+		MSDBD:  c.cfg.Fabrics.MSDBD,
+		OFCS:   c.cfg.Fabrics.OFCS,
 	}
 	nvme.SetASCII(id.SN[:], c.sub.Serial)
 	nvme.SetASCII(id.MN[:], Model)

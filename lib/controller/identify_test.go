@@ -44,11 +44,20 @@ func TestIdentifyController(t *testing.T) {
 // What a transport has or has not shows.
 func TestIdentifyControllerTransport(t *testing.T) {
 	sub := newSubsystem(t)
-	fabrics := connect(t, sub, func(c *Config) { c.KeepAliveExpired = func() {} })
+	fabrics := connect(t, sub, func(c *Config) {
+		c.KeepAliveExpired, c.KeepAlive = func() {}, 60000
+		c.Fabrics = Fabrics{IOCCSZ: 516, IORCSZ: 1, ICDOFF: 2, MSDBD: 3, OFCS: 4, MAXCMD: 128}
+	})
 	var id nvme.IdentifyController
 	copy(nvme.Bytes(&id), fabrics.identified(nvme.Identify{CNS: nvme.CNSController}, 0))
 	if id.KAS == 0 || id.OACS != nvme.OACSFormatNVM || id.CMIC != 0 {
 		t.Errorf("fabrics: KAS %d, OACS %#x, CMIC %#x", id.KAS, id.OACS, id.CMIC)
+	}
+	if got := (Fabrics{id.IOCCSZ, id.IORCSZ, id.ICDOFF, id.MSDBD, id.OFCS, id.MAXCMD}); got != (Fabrics{516, 1, 2, 3, 4, 128}) {
+		t.Errorf("fabrics: %+v", got)
+	}
+	if cmd := fabrics.admin(nvme.GetFeatures{FID: nvme.FeatKeepAliveTimer}, 0); cmd.DW0 != 60000 {
+		t.Errorf("fabrics: keep alive timeout %d", cmd.DW0)
 	}
 	shared := testNamespace(1, newMemory(4096, 512))
 	shared.Shared = true

@@ -345,7 +345,7 @@ func (p *Port) adminLane(on *poller.Poller, sub *controller.Subsystem, qs *queue
 	regs := p.regs.Page
 	ctrl, err := sub.New(controller.Config{
 		Poller: on, CNTLID: -1, VS: nvme.VS(regs.VS), MaxQueues: qpair.MaxQueues - 1, SGLS: dma.SGLS,
-		Queues: qs, PCIVendor: qpair.PCIVendor, PCISubsystemVendor: qpair.PCIVendor, Life: p.life(sub), Log: p.log,
+		Queues: qs, Aborter: qs, PCIVendor: qpair.PCIVendor, PCISubsystemVendor: qpair.PCIVendor, Life: p.life(sub), Log: p.log,
 	})
 	if err != nil {
 		return nil, err

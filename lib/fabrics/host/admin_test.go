@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package host
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
+)
+
+// fake is a discovery controller of one connection, with faults.
+type fake struct {
+	digests      uint8 // DGST that it agrees to
+	badDigest    bool  // of headers
+	badData      bool  // digests of data
+	status       nvme.Status
+	parameter    fabrics.InvalidParameter // of Connect
+	auth         bool
+	fails        bool // CSTS.CFS
+	terminates   bool // instead of answering the first command
+	entries      int
+	changes      int // how often the log changes while it is read
+	success      bool
+	short        bool // less data than asked for
+	wrongCommand bool // another CID
+
+	mu   sync.Mutex
+	host string
+}
+
+// serve serves the first connection of l.
+func (f *fake) serve(l net.Listener) error {
+	conn, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: 8 << 10}
+	out := fabrics.Framing{From: fabrics.FromController, Align: 4}
+	var ready bool
+	for generation := uint64(7); ; {
+		var h fabrics.CommonHeader
+		if _, err := io.ReadFull(conn, fabrics.Bytes(&h)); err != nil {
+			return nil
+		}
+		frame, v := in.Check(&h)
+		if v.Bad() {
+			return errors.New(v.String())
+		}
+		pdu := make([]byte, frame.Length)
+		copy(pdu, fabrics.Bytes(&h))
+		if _, err := io.ReadFull(conn, pdu[8:]); err != nil {
+			return err
+		}
+		if in.HeaderDigest && h.Type == fabrics.TypeCapsuleCmd && binary.LittleEndian.Uint32(pdu[h.HLEN:]) != fabrics.Digest(pdu[:h.HLEN]) {
+			return errors.New("wrong header digest")
+		}
+		if h.Type == fabrics.TypeICReq {
+			var req fabrics.ICReq
+			copy(fabrics.Bytes(&req), pdu)
+			resp := fabrics.ICResp{DGST: req.DGST & f.digests, MAXH2CDATA: fabrics.MinMaxH2CData, CPDA: 3}
+			out.Make(&resp.CommonHeader, fabrics.TypeICResp, 0, 0)
+			if _, err := conn.Write(fabrics.Bytes(&resp)); err != nil {
+				return err
+			}
+			in.Align = fabrics.Align(3)
+			for _, framing := range []*fabrics.Framing{&in, &out} {
+				framing.HeaderDigest = resp.DGST&fabrics.DGSTHeader != 0
+				framing.DataDigest = resp.DGST&fabrics.DGSTData != 0
+			}
+			continue
+		}
+		var c fabrics.CapsuleCmd
+		copy(fabrics.Bytes(&c), pdu)
+		if f.terminates {
+			t := fabrics.MakeTermReq(fabrics.TypeC2HTermReq, fabrics.Violation{FES: fabrics.FESSequence}, 0)
+			if _, err := conn.Write(fabrics.Bytes(&t)); err != nil {
+				return err
+			}
+			continue
+		}
+		cqe := nvme.CQE{CID: c.SQE.CID}
+		if f.wrongCommand {
+			cqe.CID++
+		}
+		var data []byte
+		switch {
+		case c.SQE.Opcode == fabrics.Opcode && fabrics.TypeOf(&c.SQE) == fabrics.Connect:
+			var d fabrics.ConnectData
+			payload := pdu[frame.DataOffset : frame.DataOffset+frame.DataLength]
+			copy(fabrics.Bytes(&d), payload)
+			if frame.HasDigest && binary.LittleEndian.Uint32(pdu[frame.DataOffset+frame.DataLength:]) != fabrics.Digest(payload) {
+				return errors.New("wrong data digest")
+			}
+			f.mu.Lock()
+			f.host, _ = fabrics.Name(&d.HOSTNQN)
+			f.mu.Unlock()
+			cqe.DW0 = 5
+			if f.auth {
+				cqe.DW0 |= uint32(fabrics.AuthRequired)
+			}
+			if f.status != 0 {
+				cqe.DW0 = uint32(f.parameter)
+				cqe.SetStatus(f.status|nvme.StatusDNR, false)
+			}
+		case c.SQE.Opcode == fabrics.Opcode:
+			p, _ := fabrics.PropertyOf(&c.SQE)
+			switch {
+			case fabrics.TypeOf(&c.SQE) == fabrics.PropertySet:
+				ready = nvme.CC(p.Value).EN()
+			case p.OFST == nvme.RegCAP:
+				cqe.DW0 = uint32(nvme.CAP(0).WithTO(1))
+			case p.OFST == nvme.RegCSTS:
+				cqe.DW0 = uint32(nvme.CSTS(0).WithRDY(ready).WithCFS(f.fails))
+			}
+		case nvme.AdminOpcode(c.SQE.Opcode) == nvme.AdminGetLogPage:
+			log := c.SQE.GetLogPage()
+			size := 4 * (int(log.NUMD) + 1)
+			page := make([]byte, 1024*(f.entries+1))
+			binary.LittleEndian.PutUint64(page, generation)
+			binary.LittleEndian.PutUint64(page[8:], uint64(f.entries))
+			for i := range f.entries {
+				var e fabrics.DiscoveryEntry
+				e.TRTYPE = fabrics.TransportTCP
+				e.Set("nqn.2026-01.org.example:one", "192.0.2.1", "4420")
+				copy(page[1024*(i+1):], fabrics.Bytes(&e))
+			}
+			data = page[log.LPO:][:size]
+			if f.short {
+				data = data[:size/2]
+			}
+			if f.changes > 0 {
+				f.changes--
+				generation++
+			}
+		case nvme.AdminOpcode(c.SQE.Opcode) != nvme.AdminKeepAlive:
+			cqe.SetStatus(nvme.StatusInvalidOpcode, false)
+		}
+		if err := f.answer(conn, &out, cqe, data); err != nil {
+			return err
+		}
+	}
+}
+
+// answer sends the data in two PDUs, and the completion.
+func (f *fake) answer(conn net.Conn, out *fabrics.Framing, cqe nvme.CQE, data []byte) error {
+	send := func(header []byte, frame fabrics.Frame, data []byte) error {
+		b := make([]byte, frame.Length)
+		n := copy(b, header)
+		if out.HeaderDigest {
+			sum := fabrics.Digest(header)
+			if f.badDigest {
+				sum++
+			}
+			binary.LittleEndian.PutUint32(b[n:], sum)
+		}
+		copy(b[frame.DataOffset:], data)
+		if frame.HasDigest {
+			sum := fabrics.Digest(data)
+			if f.badData {
+				sum++
+			}
+			binary.LittleEndian.PutUint32(b[frame.DataOffset+frame.DataLength:], sum)
+		}
+		_, err := conn.Write(b)
+		return err
+	}
+	half := len(data) / 2
+	for i, part := range [][]byte{data[:half], data[half:]} {
+		if len(part) == 0 {
+			continue
+		}
+		d := fabrics.Data{CCCID: cqe.CID, DATAO: uint32(i * half), DATAL: uint32(len(part))}
+		flags := uint8(0)
+		if i == 1 {
+			flags = fabrics.FlagLast
+			if f.success {
+				flags |= fabrics.FlagSuccess
+			}
+		}
+		frame := out.Make(&d.CommonHeader, fabrics.TypeC2HData, flags, uint32(len(part)))
+		if err := send(fabrics.Bytes(&d), frame, part); err != nil {
+			return err
+		}
+	}
+	if f.success && len(data) > 0 {
+		return nil
+	}
+	r := fabrics.CapsuleResp{CQE: cqe}
+	frame := out.Make(&r.CommonHeader, fabrics.TypeCapsuleResp, 0, 0)
+	return send(fabrics.Bytes(&r), frame, nil)
+}
+
+// start serves one connection with f, and returns where.
+func start(t *testing.T, serve func(net.Listener) error) fabrics.Address {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- serve(l) }()
+	t.Cleanup(func() {
+		l.Close()
+		if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) && !t.Failed() {
+			t.Error("the controller:", err)
+		}
+	})
+	addr, err := fabrics.ParseAddress("tcp://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+const testHost = "nqn.2014-08.org.nvmexpress:uuid:2c5e1b4a-77e3-4a3f-9f1b-0e7d8a6c9b10"
+
+// look connects, enables, sends a Keep Alive and reads the discovery log.
+func look(t *testing.T, addr fabrics.Address, o Options) (steps []string, entries []fabrics.DiscoveryEntry, err error) {
+	o.HostNQN = testHost
+	if o.Timeout == 0 {
+		o.Timeout = 30 * time.Second
+	}
+	o.Step = func(step string, took time.Duration) {
+		if took <= 0 {
+			t.Errorf("step %s took %v", step, took)
+		}
+		steps = append(steps, step)
+	}
+	a, err := Connect(t.Context(), addr, o)
+	if err != nil {
+		return steps, nil, err
+	}
+	defer a.Close()
+	if a.CNTLID() != 5 {
+		t.Errorf("CNTLID %d", a.CNTLID())
+	}
+	if err := a.Enable(t.Context()); err != nil {
+		return steps, nil, err
+	}
+	if _, err := a.KeepAlive(t.Context()); err != nil {
+		return steps, nil, err
+	}
+	_, entries, err = a.DiscoveryLog(t.Context())
+	return steps, entries, err
+}
+
+// TestLook: every way of speaking the protocol that a controller may choose.
+func TestLook(t *testing.T) {
+	const both = fabrics.DGSTHeader | fabrics.DGSTData
+	for _, f := range []*fake{
+		{entries: 3}, {entries: 3, success: true}, {entries: 2, digests: fabrics.DGSTHeader}, {entries: 2, digests: fabrics.DGSTData},
+		{entries: 2, digests: both, success: true}, {}, {entries: 1, changes: 3},
+	} {
+		steps, entries, err := look(t, start(t, f.serve), Options{HeaderDigest: true, DataDigest: true})
+		if err != nil {
+			t.Errorf("%+v: %v", f.entries, err)
+			continue
+		}
+		if got := strings.Join(steps, " "); got != "tcp initialize connect enable" {
+			t.Errorf("steps %s", got)
+		}
+		if len(entries) != f.entries || f.entries > 0 && entries[f.entries-1].Subsystem() != "nqn.2026-01.org.example:one" {
+			t.Errorf("entries %v", entries)
+		}
+		f.mu.Lock()
+		if f.host != testHost {
+			t.Errorf("host %q", f.host)
+		}
+		f.mu.Unlock()
+	}
+}
+
+// TestFaults: at which step it went wrong and why, and the kind.
+func TestFaults(t *testing.T) {
+	subNQN := fabrics.MakeInvalidParameter(fabrics.OffsetSUBNQN, true)
+	for _, tt := range []struct {
+		name  string
+		serve func(net.Listener) error
+		kind  fault.Kind
+		want  string // in the error
+	}{
+		{"http", talk("HTTP/1.1 400 Bad Request\r\n\r\n"), fault.Peer, "initializing the connection: who answers does not speak NVMe/TCP"},
+		{"hangs up", talk(""), fault.Peer, "does not speak NVMe/TCP"},
+		{"host", (&fake{status: fabrics.StatusInvalidHost}).serve, fault.Permission, "Connect: " + fabrics.DiscoveryNQN + " does not allow host " + testHost},
+		{"subsystem", (&fake{status: fabrics.StatusInvalidParameters, parameter: subNQN}).serve, fault.NotFound, "Connect: there is no " + fabrics.DiscoveryNQN},
+		{"parameter", (&fake{status: fabrics.StatusInvalidParameters, parameter: fabrics.MakeInvalidParameter(fabrics.OffsetKATO, false)}).serve, fault.Peer, "KATO"},
+		{"busy", (&fake{status: fabrics.StatusControllerBusy}).serve, fault.Exists, "busy"},
+		{"status", (&fake{status: nvme.StatusInternalError}).serve, fault.Peer, "Connect: Internal Error"},
+		{"auth", (&fake{auth: true}).serve, fault.Unsupported, "authenticate"},
+		{"fatal", (&fake{fails: true}).serve, fault.Peer, "enabling: the controller has failed"},
+		{"header digest", (&fake{digests: fabrics.DGSTHeader, badDigest: true}).serve, fault.Peer, "Connect: waiting for the answer: the header digest of CapsuleResp is wrong"},
+		{"data digest", (&fake{digests: fabrics.DGSTData, badData: true, entries: 1}).serve, fault.Peer, "discovery log: waiting for the answer: the data digest of C2HData is wrong"},
+		{"termination", (&fake{terminates: true}).serve, fault.Peer, "the controller ends the connection: PDU Sequence Error"},
+		{"too little", (&fake{entries: 1, short: true}).serve, fault.Peer, "discovery log: the command ended well with 512 of 1024 bytes"},
+		{"too many", (&fake{entries: maxEntries + 1}).serve, fault.Peer, "4097 records"},
+		{"restless", (&fake{entries: 1, changes: 1000}).serve, fault.Peer, "it has changed 8 times"},
+		{"another command", (&fake{wrongCommand: true}).serve, fault.Peer, "which is not the one in execution"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := look(t, start(t, tt.serve), Options{HeaderDigest: true, DataDigest: true})
+			if err == nil || fault.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v (%v), want %v, %q", err, fault.KindOf(err), tt.kind, tt.want)
+			}
+		})
+	}
+}
+
+// talk says something that is not NVMe/TCP, and hangs up.
+func talk(words string) func(net.Listener) error {
+	return func(l net.Listener) error {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := io.ReadFull(conn, make([]byte, fabrics.ICSize)); err != nil {
+			return err
+		}
+		_, err = io.WriteString(conn, words)
+		return err
+	}
+}
+
+// TestNobody: nobody listens, or whoever does says nothing.
+func TestNobody(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	addr, err := fabrics.ParseAddress("tcp://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps, _, err := look(t, addr, Options{Timeout: 50 * time.Millisecond})
+	if fault.KindOf(err) != fault.Timeout || len(steps) != 1 || !strings.Contains(err.Error(), "initializing the connection") {
+		t.Errorf("silence: %v after %v", err, steps)
+	}
+	l.Close()
+	steps, _, err = look(t, addr, Options{})
+	if fault.KindOf(err) != fault.Peer || len(steps) != 0 || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("nobody: %v after %v", err, steps)
+	}
+	addr.Transport = fabrics.TransportRDMA
+	if _, _, err = look(t, addr, Options{}); fault.KindOf(err) != fault.Unsupported {
+		t.Errorf("rdma: %v", err)
+	}
+}
