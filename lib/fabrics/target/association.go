@@ -44,6 +44,7 @@ type association struct {
 	discovery *discovery // or that
 	queues    map[uint16]*queue
 	count     atomic.Int32 // of queues, for anybody
+	held      []int        // bytes of the pool by shard; each for its poller
 
 	cc        nvme.CC
 	csts      nvme.CSTS

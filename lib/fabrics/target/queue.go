@@ -64,7 +64,8 @@ type queue struct {
 	receiving *command
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
-	held      int           // bytes of the pool
+	own       int           // bytes of the pool held before Connect
+	held      *int          // that, or what the association holds on this poller
 	dead      bool
 	ended     bool
 
@@ -75,7 +76,9 @@ type queue struct {
 }
 
 func newQueue(l *Listener, s *shard, peer netip.AddrPort) *queue {
-	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
+	q := &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
+	q.held = &q.own
+	return q
 }
 
 // begin serves the connection. It is called on the poller.
