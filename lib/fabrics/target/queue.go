@@ -377,7 +377,7 @@ func (q *queue) Closed(err error) {
 // report logs why a connection has ended, if that is not the host's wish.
 func (q *queue) report(err error) {
 	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, errDisconnect), errors.Is(err, errListenerClosed), errors.Is(err, errAssociationEnded):
+	case errors.Is(err, io.EOF), errors.Is(err, errDisconnect), errors.Is(err, errListenerClosed), errors.Is(err, errDisconnected), errors.Is(err, errAssociationEnded), errors.Is(err, errReset):
 	default:
 		q.l.seldom("connection ended", "peer", q.peer, "queue", q.id, "err", err)
 	}
