@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package target
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/volume"
+	"github.com/leapio/leapio/lib/volume/mem"
+	"github.com/leapio/leapio/lib/volume/null"
+	"github.com/leapio/leapio/lib/volume/volumetest"
+)
+
+const (
+	testNQN  = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
+	hostNQN  = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
+	otherNQN = "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555"
+	busyNQN  = "nqn.2020-01.com.example:busy"
+	memSize  = 64 << 20
+	patience = 20 * time.Second // of tests; nothing is measured by it
+)
+
+// fixture is a target with one listener and a subsystem: namespace 1 is memory, 2 is null, 3 holds on to its requests.
+type fixture struct {
+	target   *Target
+	listener *Listener
+	addr     netip.AddrPort
+	sub      *controller.Subsystem
+	holder   *holder
+	changes  atomic.Uint64
+}
+
+func start(t testing.TB, limits Limits) *fixture {
+	t.Helper()
+	f := &fixture{sub: controller.NewSubsystem(testNQN, "0123456789abcdef0123"), holder: new(holder)}
+	before := descriptors(t)
+	goroutines := runtime.NumGoroutine()
+	var pollers []*poller.Poller
+	for _, name := range []string{"0", "1"} {
+		p, err := poller.Start(poller.Config{Name: name, CPU: -1, Fence: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pollers = append(pollers, p)
+	}
+	env := volumetest.NewEnv(t, t.TempDir())
+	var volumes []volume.Volume
+	for i, kind := range []volume.Kind{mem.Kind, null.Kind} {
+		spec := &volume.Spec{Name: kind.Name, Options: map[string]string{"size": "64M"}}
+		v, err := kind.Make(t.Context(), env, spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		volumes = append(volumes, v)
+		if err := f.sub.Add(&controller.Namespace{NSID: uint32(i + 1), Volume: v, Name: kind.Name, UUID: nvme.NewUUID()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.sub.Add(&controller.Namespace{NSID: 3, Volume: f.holder, Name: "holder", UUID: nvme.NewUUID()}); err != nil {
+		t.Fatal(err)
+	}
+	f.target = New(Config{
+		Pollers: pollers, Limits: limits, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Subsystem: func(_ int, subNQN, host string) (*controller.Subsystem, error) {
+			switch {
+			case subNQN == busyNQN:
+				return nil, context.DeadlineExceeded
+			case subNQN != testNQN:
+				return nil, ErrNoSubsystem
+			case host != hostNQN:
+				return nil, ErrHostNotAllowed
+			}
+			return f.sub, nil
+		},
+		Discovery: func(id int, host string) ([]fabrics.DiscoveryEntry, uint64) {
+			e := fabrics.DiscoveryEntry{TRTYPE: fabrics.TransportTCP, ADRFAM: fabrics.FamilyIPv4, SUBTYPE: fabrics.SubsystemNVM, CNTLID: fabrics.CNTLIDDynamic, PORTID: uint16(id)}
+			e.Set(testNQN, "127.0.0.1", "4420")
+			return []fabrics.DiscoveryEntry{e, e}, 7 + f.changes.Load()
+		},
+	})
+	var err error
+	if f.listener, err = f.target.Listen(5, netip.MustParseAddrPort("127.0.0.1:0")); err != nil {
+		t.Fatal(err)
+	}
+	f.addr = f.listener.Addr()
+	t.Cleanup(func() {
+		f.target.Close()
+		for _, p := range pollers {
+			p.Stop()
+		}
+		for _, v := range volumes {
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+		// The environment of the volumes keeps one for mem.
+		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= before+1 })
+	})
+	return f
+}
+
+// descriptors counts the open descriptors of this process, the Go runtime's own included.
+func descriptors(t testing.TB) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+func waitFor(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waiting for %s: in vain", what)
+		}
+	}
+}
+
+// holder is a volume whose reads and writes do not end before they are cancelled or released.
+type holder struct {
+	count    atomic.Int32
+	stubborn atomic.Bool // Cancel is ignored
+}
+
+func (h *holder) Info() *volume.Info {
+	return &volume.Info{Size: 1 << 20, Block: 512, WriteGranularity: 512, DiscardGranularity: 512, AtomicUnit: 512}
+}
+func (h *holder) Open(p *poller.Poller) (volume.Queue, error) { return &holderQueue{h: h, p: p}, nil }
+func (h *holder) Close() error                                { return nil }
+
+type holderQueue struct {
+	h    *holder
+	p    *poller.Poller
+	held []*volume.Request
+}
+
+func (q *holderQueue) Submit(r *volume.Request) {
+	r.Begin(q.p)
+	if r.Op == volume.Flush {
+		r.Complete(nvme.StatusSuccess)
+		return
+	}
+	q.h.count.Add(1)
+	q.held = append(q.held, r)
+}
+
+func (q *holderQueue) Cancel(r *volume.Request) {
+	if q.h.stubborn.Load() {
+		return
+	}
+	for i, x := range q.held {
+		if x == r {
+			q.held = append(q.held[:i], q.held[i+1:]...)
+			q.h.count.Add(-1)
+			r.Complete(nvme.StatusAbortRequested)
+			return
+		}
+	}
+}
+
+func (q *holderQueue) Close() {}
+
+// admin connects an admin queue to the test's subsystem.
+func (f *fixture) admin(t testing.TB, o fabricstest.Options, kato uint32) *fabricstest.Queue {
+	t.Helper()
+	q := fabricstest.Initialize(t, f.addr, o)
+	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(hostNQN, testNQN, fabrics.CNTLIDDynamic))
+	if cqe.StatusField() != 0 {
+		t.Fatalf("Connect: %s, %v", fabrics.StatusText(cqe.StatusField()), fabrics.InvalidParameter(cqe.DW0))
+	}
+	return q
+}
+
+// enabled connects an admin queue and enables the controller.
+func (f *fixture) enabled(t testing.TB, o fabricstest.Options) *fabricstest.Queue {
+	t.Helper()
+	q := f.admin(t, o, 0)
+	if st := q.Configure(fabricstest.Enabled); st != 0 {
+		t.Fatalf("CC: %v", st)
+	}
+	q.WaitStatus(nvme.CSTS.RDY)
+	return q
+}
+
+// io connects I/O queue qid.
+func (f *fixture) io(t testing.TB, admin *fabricstest.Queue, o fabricstest.Options, qid uint16, cattr uint8) *fabricstest.Queue {
+	t.Helper()
+	q := fabricstest.Initialize(t, f.addr, o)
+	cqe := q.Connect(fabrics.ConnectCommand{QID: qid, SQSIZE: 127, CATTR: cattr}, fabricstest.ConnectData(hostNQN, testNQN, admin.CNTLID))
+	if cqe.StatusField() != 0 {
+		t.Fatalf("Connect of queue %d: %s, %v", qid, fabrics.StatusText(cqe.StatusField()), fabrics.InvalidParameter(cqe.DW0))
+	}
+	if got := fabrics.ConnectResult(cqe.DW0).CNTLID(); got != admin.CNTLID {
+		t.Fatalf("queue %d: CNTLID %d, want %d", qid, got, admin.CNTLID)
+	}
+	return q
+}
+
+// rw is a read or write of n bytes at off of namespace nsid.
+func rw(op nvme.IOOpcode, nsid uint32, off, n int) nvme.SQE {
+	var e nvme.SQE
+	e.Opcode, e.NSID = uint8(op), nsid
+	e.CDW10, e.CDW12 = uint32(off/512), uint32(n/512-1)
+	return e
+}
+
+// pattern is n bytes that no other call gives.
+func pattern(seed uint64, n int) []byte {
+	r, p := rand.New(rand.NewPCG(seed, uint64(n))), make([]byte, n)
+	for i := range p {
+		p[i] = byte(r.Uint32())
+	}
+	return p
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package target
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is an address that hosts connect to.
+type Listener struct {
+	t    *Target
+	id   int
+	tcp  *net.TCPListener
+	done chan struct{} // closed when no connection is accepted any more
+	live sync.WaitGroup
+
+	warnings atomic.Uint64
+}
+
+// seldom logs what peers can bring about as often as they like: the first, second, fourth time and so on, so that the log is not filled.
+func (l *Listener) seldom(msg string, args ...any) {
+	if n := l.warnings.Add(1); n&(n-1) == 0 {
+		l.t.cfg.Log.Warn(msg, append(args, "listener", l.id, "warnings", n)...)
+	}
+}
+
+// Association is a host's use of a subsystem.
+type Association struct {
+	HostNQN      string
+	SubsystemNQN string // DiscoveryNQN: of a discovery controller
+	CNTLID       uint16
+	Queues       int // I/O queues
+	Peer         netip.AddrPort
+	Since        time.Time
+}
+
+// Listen has hosts connect to addr; port 0 is any free one. id is the listener's number, handed to the Config functions.
+func (t *Target) Listen(id int, addr netip.AddrPort) (*Listener, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.start(); err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", addr, err)
+	}
+	socket, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", addr, err)
+	}
+	l := &Listener{t: t, id: id, tcp: socket, done: make(chan struct{})}
+	t.listeners[l] = true
+	go l.accept()
+	return l, nil
+}
+
+// Addr is where the listener listens; it has the real port.
+func (l *Listener) Addr() netip.AddrPort {
+	at := l.tcp.Addr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}
+
+// acceptPause is how long no connection is accepted when there are no descriptors or no memory for one.
+const acceptPause = 100 * time.Millisecond
+
+// accept is the listener's goroutine.
+func (l *Listener) accept() {
+	defer close(l.done)
+	for {
+		conn, err := l.tcp.AcceptTCP()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			l.seldom("connection cannot be accepted", "err", err)
+			time.Sleep(acceptPause)
+			continue
+		}
+		if err := l.hand(conn); err != nil {
+			l.seldom("connection refused", "peer", conn.RemoteAddr(), "err", err)
+		}
+		conn.Close()
+	}
+}
+
+// hand gives a connection to a poller.
+func (l *Listener) hand(conn *net.TCPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(orig uintptr) { fd, dupErr = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return err
+	}
+	if dupErr != nil {
+		return dupErr
+	}
+	s, err := l.t.admit()
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	peer := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+	q := newQueue(l, s, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+	l.live.Add(1)
+	if err := s.p.Post(func() { q.begin(fd) }); err != nil {
+		unix.Close(fd)
+		l.t.forget()
+		l.live.Done()
+		return err
+	}
+	return nil
+}
+
+// admit counts a new connection and returns the shard it goes to.
+func (t *Target) admit() (*shard, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.connections >= t.limits.Connections {
+		return nil, fmt.Errorf("there are %d connections already", t.connections)
+	}
+	t.connections++
+	t.turn = (t.turn + 1) % len(t.shards)
+	return t.shards[t.turn], nil
+}
+
+// forget counts a connection that has ended.
+func (t *Target) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.connections--
+}
+
+// Associations returns those made through this listener, by controller and host.
+func (l *Listener) Associations() []Association {
+	var list []Association
+	for _, a := range l.t.present() {
+		if a.admin.l == l {
+			list = append(list, a.describe())
+		}
+	}
+	slices.SortFunc(list, func(x, y Association) int {
+		return cmp.Or(cmp.Compare(x.SubsystemNQN, y.SubsystemNQN), cmp.Compare(x.CNTLID, y.CNTLID))
+	})
+	return list
+}
+
+var errListenerClosed = errors.New("the listener was closed")
+
+// Close ends the listener and the connections made through it, and returns when none of their commands is in flight. A second Close does
+// nothing.
+func (l *Listener) Close() {
+	_ = l.tcp.Close() // the second time it is closed already
+	<-l.done
+	l.t.mu.Lock()
+	delete(l.t.listeners, l)
+	shards := l.t.shards
+	l.t.mu.Unlock()
+	for _, s := range shards {
+		_ = s.p.Post(func() {
+			for q := range s.queues {
+				if q.l == l {
+					q.conn.Close(errListenerClosed)
+				}
+			}
+		})
+	}
+	l.live.Wait()
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Package target makes subsystems available to hosts over NVMe/TCP.
+//
+// Each connection is a queue and lives on one poller, with its commands, its data and a controller.Worker of its own if it is an I/O queue.
+// An association is a host's use of a subsystem: the admin queue, the controller and the I/O queues. It belongs to the poller of its admin
+// queue; other pollers reach it by posting.
+//
+// A command's way, all of it on the poller of its queue:
+//
+//  1. The capsule arrives (queue.Header): a record is taken, as many as the queue has entries. Data in the capsule goes to memory that
+//     the record has of its own, so that a connection never has to wait for memory.
+//  2. The controller decodes the command and asks for its data (command.Data). Other data goes through buffers of the poller's pool. If
+//     there are none the command waits in line, and only then its R2T is sent: a host sends no more than there is room for.
+//  3. H2CData is read from the socket into the buffers; the volume reads and writes there, too.
+//  4. The result (command.Complete) is queued on the connection, data and response, and written at the end of the turn. When the kernel
+//     has taken it, buffers and record are free.
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/tcp"
+	"github.com/leapio/leapio/lib/poller"
+)
+
+// What Config.Subsystem answers where there is nothing to connect to.
+var (
+	ErrNoSubsystem    = errors.New("no such subsystem")
+	ErrHostNotAllowed = errors.New("host is not allowed to connect")
+)
+
+// Limits bound what hosts can take. A field of 0 has its default.
+type Limits struct {
+	Connections  int           // of the target; 1024
+	Queues       int           // I/O queues of an association; 64
+	QueueEntries int           // of a queue, 32 to 1024; 128
+	InCapsule    int           // bytes of data in a command capsule, at least 4096 and a multiple of 16; 8192
+	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
+	Connection   int           // bytes of them that one connection holds, at least 1 MiB; 8 MiB
+	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
+}
+
+// withDefaults returns the limits with what was left out.
+func (l Limits) withDefaults() Limits {
+	set := func(p *int, initial, least int) {
+		if *p == 0 {
+			*p = initial
+		}
+		*p = max(*p, least)
+	}
+	set(&l.Connections, 1024, 1)
+	set(&l.Queues, 64, 1)
+	set(&l.QueueEntries, 128, fabrics.MinAdminQueue)
+	l.QueueEntries = min(l.QueueEntries, 1024)
+	set(&l.InCapsule, 8192, 4096)
+	l.InCapsule &^= 15
+	set(&l.Memory, 64<<20, 4<<20)
+	set(&l.Connection, 8<<20, 1<<20)
+	if l.Patience == 0 {
+		l.Patience = 30 * time.Second
+	}
+	return l
+}
+
+// Config of a target.
+type Config struct {
+	Pollers []*poller.Poller // connections are spread over them
+	// Subsystem finds what a host wants to connect to. It is called on a poller and returns at once. Errors: ErrNoSubsystem,
+	// ErrHostNotAllowed; any other means that it is not ready.
+	Subsystem func(listener int, subNQN, hostNQN string) (*controller.Subsystem, error)
+	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. It is called on
+	// a poller and returns at once.
+	Discovery func(listener int, hostNQN string) (entries []fabrics.DiscoveryEntry, generation uint64)
+	Limits    Limits
+	Log       *slog.Logger
+}
+
+// Target is a set of listeners and what hosts have connected to them. Methods may be called from any goroutine but a poller's.
+type Target struct {
+	cfg    Config
+	limits Limits
+
+	mu           sync.Mutex
+	shards       []*shard
+	turn         int // the shard of the next connection
+	listeners    map[*Listener]bool
+	associations map[*association]bool
+	connections  int
+	lastCNTLID   uint16 // of a discovery controller
+	closed       bool
+	numbers      atomic.Uint64
+	sweeper      context.CancelFunc
+	swept        chan struct{}
+}
+
+// shard is the target's part on one poller.
+type shard struct {
+	p    *poller.Poller
+	set  *tcp.Set
+	pool *pool
+	// queues are those on this poller.
+	queues map[*queue]bool
+}
+
+// New returns a target without listeners.
+func New(cfg Config) *Target {
+	return &Target{
+		cfg: cfg, limits: cfg.Limits.withDefaults(),
+		listeners: make(map[*Listener]bool), associations: make(map[*association]bool),
+	}
+}
+
+// number returns a number that no other connection or association has.
+func (t *Target) number() uint64 { return t.numbers.Add(1) }
+
+// start has the pollers serve connections. t.mu is held.
+func (t *Target) start() error {
+	if t.closed {
+		return errors.New("target is closed")
+	}
+	if t.shards != nil {
+		return nil
+	}
+	for _, p := range t.cfg.Pollers {
+		s, err := newShard(p, t.limits)
+		if err != nil {
+			t.stop()
+			return err
+		}
+		t.shards = append(t.shards, s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.sweeper, t.swept = cancel, make(chan struct{})
+	go t.sweep(ctx, t.shards)
+	return nil
+}
+
+func newShard(p *poller.Poller, limits Limits) (*shard, error) {
+	s := &shard{p: p, queues: make(map[*queue]bool)}
+	var err error
+	if s.pool, err = newPool(p, limits.Memory, limits.Connection); err != nil {
+		return nil, err
+	}
+	if doErr := p.Do(func() { s.set, err = tcp.NewSet(p) }); doErr != nil {
+		err = doErr
+	}
+	if err != nil {
+		s.pool.close()
+		return nil, fmt.Errorf("serving connections on poller %s: %w", p.Name(), err)
+	}
+	return s, nil
+}
+
+// stop ends what start began; there are no connections.
+func (t *Target) stop() {
+	for _, s := range t.shards {
+		_ = s.p.Do(s.set.Close)
+		s.pool.close()
+	}
+	t.shards = nil
+}
+
+// sweep drops peers that have stalled, until ctx ends.
+func (t *Target) sweep(ctx context.Context, shards []*shard) {
+	defer close(t.swept)
+	tick := time.NewTicker(min(time.Second, t.limits.Patience/4+1))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, s := range shards {
+			_ = s.p.Post(func() { s.sweep(t.limits.Patience) })
+		}
+	}
+}
+
+// sweep drops peers of this shard that have stalled. It is called on its poller.
+func (s *shard) sweep(patience time.Duration) {
+	s.set.Sweep(patience)
+	for q := range s.queues {
+		if q.id == 0 && q.a != nil && q.a.discovery != nil {
+			q.a.discovery.expire()
+		}
+	}
+}
+
+// DiscoveryChanged tells hosts that wait for it that the discovery log has changed.
+func (t *Target) DiscoveryChanged() {
+	for _, a := range t.present() {
+		if a.discovery != nil {
+			a.post(a.discovery.changed)
+		}
+	}
+}
+
+// present returns the associations there are.
+func (t *Target) present() []*association {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]*association, 0, len(t.associations))
+	for a := range t.associations {
+		list = append(list, a)
+	}
+	return list
+}
+
+// Disconnect ends the associations that match says, and returns how many. Their hosts may connect again. It does not wait.
+func (t *Target) Disconnect(match func(Association) bool) int {
+	n := 0
+	for _, a := range t.present() {
+		if match(a.describe()) {
+			n++
+			a.post(func() { a.end(errDisconnected) })
+		}
+	}
+	return n
+}
+
+var errDisconnected = errors.New("disconnected by the target")
+
+// Close ends all listeners and connections, and returns when no command is in flight. A second Close does nothing.
+func (t *Target) Close() {
+	t.mu.Lock()
+	t.closed = true
+	list := make([]*Listener, 0, len(t.listeners))
+	for l := range t.listeners {
+		list = append(list, l)
+	}
+	sweeper := t.sweeper
+	t.sweeper = nil
+	t.mu.Unlock()
+	for _, l := range list {
+		l.Close()
+	}
+	if sweeper != nil {
+		sweeper()
+		<-t.swept
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.stop()
+	}
+}

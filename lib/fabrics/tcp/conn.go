@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package tcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/fabrics"
+)
+
+// Handler is told what a connection receives, on its poller.
+type Handler interface {
+	// Header is a PDU whose header is right: h, without the digest, is valid until the return. If the PDU has data, the result is where
+	// its DataLength bytes go, nil for nowhere, and Data follows. A violation ends the connection.
+	Header(h []byte, f fabrics.Frame) ([]dma.Segment, fabrics.Violation)
+	// Data is called when the data of the last Header is where it goes; intact is false if it does not match its digest.
+	Data(intact bool) fabrics.Violation
+	// Waiting reports whether the peer is to send something, for Sweep.
+	Waiting() bool
+	// Closed is called once, when the connection is closed: nothing of it is used any more. err is io.EOF where the peer has ended it.
+	Closed(err error)
+}
+
+// ViolationError is why a connection has ended: what this side has told the peer by a termination request.
+type ViolationError struct{ fabrics.Violation }
+
+func (e *ViolationError) Error() string { return "protocol error of the peer: " + e.String() }
+
+// stage is what of a PDU is expected next.
+type stage uint8
+
+const (
+	header stage = iota
+	data
+	digest
+)
+
+// Conn is a connection.
+type Conn struct {
+	// In and Out are the framings of what is received and sent. The handler changes them when the connection has been initialized.
+	In, Out fabrics.Framing
+
+	set      *Set
+	fd       int
+	h        Handler
+	slot     int32
+	gen      int32
+	readable bool
+	writable bool
+	queued   bool // in set.ready
+	dirty    bool // in set.dirty
+	closed   bool
+	shut     bool // nothing more is sent after what is queued, and what is received is dropped
+	half     bool // our direction is closed
+	err      error
+	moved    time.Duration // when bytes were last moved, as poller.Now
+
+	// What is received: buf[r:w] has not been looked at.
+	buf     []byte
+	r, w    int
+	stage   stage
+	checked bool // frame is that of the header in the buffer
+	frame   fabrics.Frame
+	skip    uint32 // padding left
+	left    uint32 // data left
+	into    []dma.Segment
+	at      int    // the segment that is filled
+	off     uint64 // how much of it is
+
+	// What is to be sent.
+	first, last *Out
+	sent        int // bytes of first that the kernel has taken
+	term        Out
+}
+
+// midway reports whether a PDU has been received in part.
+func (c *Conn) midway() bool { return c.stage != header || c.w > c.r }
+
+// receive reads and handles PDUs, until there is nothing more or as much as budget.
+func (c *Conn) receive(budget int) (done int) {
+	for c.readable && !c.closed {
+		if done >= budget {
+			c.set.queue(c)
+			return done
+		}
+		n, err := c.read()
+		switch {
+		case err == unix.EAGAIN:
+			c.readable = false
+			return done
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			c.Close(fmt.Errorf("receiving: %w", err))
+			return done
+		case n == 0:
+			c.Close(io.EOF)
+			return done
+		}
+		done += n
+		if c.shut {
+			c.r, c.w = 0, 0 // and a peer that goes on sending is not given more time
+			continue
+		}
+		c.moved = c.set.p.Now()
+		c.parse()
+	}
+	return done
+}
+
+// read reads what comes next: data to where it goes, and what follows into the buffer.
+func (c *Conn) read() (int, error) {
+	if c.stage != data || c.skip > 0 || c.into == nil || c.shut {
+		if c.r > 0 {
+			c.w = copy(c.buf, c.buf[c.r:c.w])
+			c.r = 0
+		}
+		n, err := unix.Read(c.fd, c.buf[c.w:])
+		c.w += max(n, 0)
+		return n, err
+	}
+	// parse has emptied the buffer.
+	iov, room := c.set.iovecs[:0], uint64(c.left)
+	for i, off := c.at, c.off; room > 0 && len(iov) < maxIovecs-1; i, off = i+1, 0 {
+		n := min(c.into[i].Len-off, room)
+		iov = append(iov, iovec(c.into[i].Bytes()[off:off+n]))
+		room -= n
+	}
+	if room == 0 {
+		iov = append(iov, iovec(c.buf))
+	}
+	n, err := c.set.message.receive(c.fd, iov)
+	if n > 0 {
+		placed := min(uint64(n), uint64(c.left)-room)
+		c.placed(placed)
+		c.r, c.w = 0, int(uint64(n)-placed)
+	}
+	return n, err
+}
+
+// placed notes that n bytes of data are where they go.
+func (c *Conn) placed(n uint64) {
+	c.left -= uint32(n)
+	for n > 0 && c.into != nil {
+		k := min(n, c.into[c.at].Len-c.off)
+		n -= k
+		if c.off += k; c.off == c.into[c.at].Len {
+			c.at, c.off = c.at+1, 0
+		}
+	}
+}
+
+// parse handles what is in the buffer.
+func (c *Conn) parse() {
+	for !c.closed && !c.shut {
+		more := false
+		switch c.stage {
+		case header:
+			more = c.parseHeader()
+		case data:
+			more = c.parseData()
+		case digest:
+			more = c.parseDigest()
+		}
+		if !more {
+			return
+		}
+	}
+}
+
+// parseHeader handles the header of a PDU. It reports whether it was there.
+func (c *Conn) parseHeader() bool {
+	p := c.buf[c.r:c.w]
+	if len(p) < fabrics.CommonHeaderSize {
+		return false
+	}
+	var common fabrics.CommonHeader
+	copy(fabrics.Bytes(&common), p)
+	if !c.checked {
+		frame, v := c.In.Check(&common)
+		if v.Bad() {
+			c.Violate(v, p)
+			return false
+		}
+		c.frame, c.checked = frame, true
+	}
+	if uint32(len(p)) < c.frame.Header {
+		return false
+	}
+	h := p[:common.HLEN]
+	if c.frame.Header > uint32(common.HLEN) {
+		if got := binary.LittleEndian.Uint32(p[common.HLEN:]); got != fabrics.Digest(h) {
+			c.Violate(fabrics.Violation{FES: fabrics.FESHeaderDigest, FEI: got}, h)
+			return false
+		}
+	}
+	c.r += int(c.frame.Header)
+	c.checked = false
+	into, v := c.h.Header(h, c.frame)
+	if v.Bad() {
+		c.Violate(v, h)
+		return false
+	}
+	if c.frame.DataLength > 0 {
+		c.stage, c.skip, c.left = data, c.frame.DataOffset-c.frame.Header, c.frame.DataLength
+		c.at, c.off, c.into = 0, 0, into
+	}
+	return true
+}
+
+// parseData takes padding and data from the buffer. It reports whether that was all.
+func (c *Conn) parseData() bool {
+	n := min(c.skip, uint32(c.w-c.r))
+	c.skip -= n
+	c.r += int(n)
+	for c.skip == 0 && c.left > 0 && c.r < c.w {
+		p := c.buf[c.r:min(c.w, c.r+int(c.left))]
+		if c.into != nil {
+			p = p[:copy(c.into[c.at].Bytes()[c.off:], p)]
+		}
+		c.r += len(p)
+		c.placed(uint64(len(p)))
+	}
+	if c.skip > 0 || c.left > 0 {
+		return false
+	}
+	if c.stage = header; c.frame.HasDigest {
+		c.stage = digest
+		return true
+	}
+	return c.arrived(true)
+}
+
+// parseDigest compares the data digest. It reports whether it was there.
+func (c *Conn) parseDigest() bool {
+	if c.w-c.r < fabrics.DigestSize {
+		return false
+	}
+	got := binary.LittleEndian.Uint32(c.buf[c.r:])
+	c.r += fabrics.DigestSize
+	c.stage = header
+	return c.arrived(c.into == nil || got == digestOf(c.into, uint64(c.frame.DataLength)))
+}
+
+// arrived tells the handler of data.
+func (c *Conn) arrived(intact bool) bool {
+	c.into = nil
+	if v := c.h.Data(intact); v.Bad() {
+		c.Violate(v, nil)
+		return false
+	}
+	return true
+}
+
+// digestOf returns the digest of the first n bytes of segs.
+func digestOf(segs []dma.Segment, n uint64) (sum uint32) {
+	for _, s := range segs {
+		k := min(s.Len, n)
+		sum = fabrics.DigestMore(sum, s.Bytes()[:k])
+		n -= k
+	}
+	return sum
+}
+
+// Violate ends the connection for an error of the peer: it is told by a termination request that cites what was wrong, and then has a moment
+// to read that.
+func (c *Conn) Violate(v fabrics.Violation, cite []byte) {
+	if c.closed || c.shut {
+		return
+	}
+	t := fabrics.TypeC2HTermReq
+	if c.Out.From == fabrics.FromHost {
+		t = fabrics.TypeH2CTermReq
+	}
+	cite = cite[:min(len(cite), fabrics.MaxTermSize-fabrics.TermHeaderSize)]
+	req := fabrics.MakeTermReq(t, v, len(cite))
+	c.term.head = append(append(c.term.buf[:0], fabrics.Bytes(&req)...), cite...)
+	c.term.data, c.term.tail = nil, nil
+	_ = c.Send(&c.term)
+	c.Finish(&ViolationError{v})
+}
+
+// Finish ends the connection when what is queued has been sent: the handler is told err when the peer has ended its direction, too, or has
+// not for the patience of Sweep.
+func (c *Conn) Finish(err error) {
+	if c.closed || c.shut {
+		return
+	}
+	c.err, c.shut = err, true
+	c.into, c.stage, c.r, c.w = nil, header, 0, 0
+	c.set.write(c)
+}
+
+// Close ends the connection; the handler is told afterwards, not from within Close.
+func (c *Conn) Close(err error) {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	if c.err == nil {
+		c.err = err
+	}
+	c.set.conns[c.slot] = nil
+	c.set.free = append(c.set.free, c.slot)
+	c.set.count--
+	unix.Close(c.fd) // which takes it from the epoll set
+	c.set.p.Defer(c)
+}
+
+// Run implements poller.Runnable: it tells of the end.
+func (c *Conn) Run() {
+	for c.first != nil {
+		c.pop()
+	}
+	c.h.Closed(c.err)
+}
+
+// Ended reports whether the connection is closed, or about to be.
+func (c *Conn) Ended() bool { return c.closed || c.shut }

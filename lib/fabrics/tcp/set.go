@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Package tcp carries NVMe/TCP PDUs over connections that are served by pollers, for either role.
+//
+//  1. A Set is a source of its poller. It has an epoll set of its own, which the poller's watches: one look tells which of many
+//     connections have something to read, or room to write.
+//  2. A Conn reads into its buffer and frames PDUs: each header is checked, with its digest, before its Handler sees it. The handler says
+//     where the data goes; what of it is not in the buffer yet is read straight to there.
+//  3. What is to be sent is queued as Outs and written when the continuations of the turn have run: all of it, header, data and digests,
+//     with one system call where there is room.
+//
+// A connection takes a fixed amount of memory, and nothing is allocated per PDU. All methods are for the poller.
+package tcp
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/poller"
+)
+
+const (
+	// eventBatch is how many connections are looked at in one turn.
+	eventBatch = 64
+	// turnBytes is how much is read from one connection in one turn, so that it cannot keep the poller from its neighbours.
+	turnBytes = 512 << 10
+	// bufferSize is the receive buffer of a connection: what one read takes of small PDUs.
+	bufferSize = 16 << 10
+	// maxIovecs is how many pieces one write has.
+	maxIovecs = 128
+)
+
+// Set is the connections of one poller.
+type Set struct {
+	p       *poller.Poller
+	epoll   int
+	conns   []*Conn // by slot; nil: free
+	free    []int32
+	gen     int32
+	count   int
+	ready   []*Conn // with something to read
+	spare   []*Conn
+	dirty   []*Conn // with something to write
+	flush   flusher
+	events  [eventBatch]unix.EpollEvent
+	iovecs  [maxIovecs]unix.Iovec
+	message message
+}
+
+// NewSet makes a set and has its poller serve it. It is called on the poller.
+func NewSet(p *poller.Poller) (*Set, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("making an epoll set for connections: %w", err)
+	}
+	s := &Set{p: p, epoll: epoll}
+	s.flush.s = s
+	// The outer set reports every event that the inner one gets: an edge is never lost between a look and the poller's sleep.
+	if err := p.Watch(epoll); err != nil {
+		unix.Close(epoll)
+		return nil, err
+	}
+	p.Add(s)
+	return s, nil
+}
+
+// Close ends a set without connections.
+func (s *Set) Close() {
+	s.p.Remove(s)
+	s.p.Unwatch(s.epoll)
+	unix.Close(s.epoll)
+}
+
+// Len returns the number of connections that are not closed.
+func (s *Set) Len() int { return s.count }
+
+// Add takes a non-blocking socket, which is the set's from now on, also after an error. in and out are the framings before the connection
+// is initialized; h is told what arrives.
+func (s *Set) Add(fd int, in, out fabrics.Framing, h Handler) (*Conn, error) {
+	c := &Conn{set: s, fd: fd, h: h, In: in, Out: out, buf: make([]byte, bufferSize), moved: s.p.Now()}
+	if n := len(s.free); n > 0 {
+		c.slot, s.free = s.free[n-1], s.free[:n-1]
+	} else {
+		c.slot = int32(len(s.conns))
+		s.conns = append(s.conns, nil)
+	}
+	s.gen++
+	c.gen = s.gen
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: c.slot, Pad: c.gen}
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		s.free = append(s.free, c.slot)
+		unix.Close(fd)
+		return nil, fmt.Errorf("watching a connection: %w", err)
+	}
+	s.conns[c.slot] = c
+	s.count++
+	return c, nil
+}
+
+// Poll implements poller.Source.
+func (s *Set) Poll() int {
+	if s.count == 0 {
+		return 0
+	}
+	n := s.look()
+	list := s.ready
+	s.ready, s.spare = s.spare[:0], list
+	for _, c := range list {
+		c.queued = false
+		n += c.receive(turnBytes)
+	}
+	clear(list)
+	return n
+}
+
+// look notes which connections have something to read or room to write.
+func (s *Set) look() int {
+	n := epollLook(s.epoll, s.events[:])
+	for i := range s.events[:n] {
+		ev := &s.events[i]
+		c := s.conns[ev.Fd]
+		if c == nil || c.gen != ev.Pad {
+			continue // closed since
+		}
+		if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			c.readable = true
+			s.queue(c)
+		}
+		if ev.Events&unix.EPOLLOUT != 0 {
+			c.writable = true
+			s.write(c)
+		}
+	}
+	return n
+}
+
+// queue has c read in the next Poll.
+func (s *Set) queue(c *Conn) {
+	if !c.queued && !c.closed {
+		c.queued = true
+		s.ready = append(s.ready, c)
+	}
+}
+
+// write has what c is to send written when what runs now has returned.
+func (s *Set) write(c *Conn) {
+	if c.dirty || c.closed || c.first == nil && !c.shut {
+		return
+	}
+	c.dirty = true
+	s.dirty = append(s.dirty, c)
+	if !s.flush.deferred {
+		s.flush.deferred = true
+		s.p.Defer(&s.flush)
+	}
+}
+
+// flusher writes what has been queued. Deferred by the first Out, it runs after the continuations that were deferred before: their
+// results go into the same writes.
+type flusher struct {
+	s        *Set
+	deferred bool
+}
+
+// Run implements poller.Runnable.
+func (f *flusher) Run() {
+	f.deferred = false
+	for i := 0; i < len(f.s.dirty); i++ {
+		c := f.s.dirty[i]
+		c.dirty = false
+		c.send()
+	}
+	clear(f.s.dirty)
+	f.s.dirty = f.s.dirty[:0]
+}
+
+// Arm implements poller.Source.
+func (s *Set) Arm() poller.Wake {
+	if len(s.ready) > 0 {
+		return poller.WakeNow
+	}
+	return poller.WakeEvent
+}
+
+// Holds implements poller.Source: connections have no guest memory.
+func (s *Set) Holds(uintptr) bool { return false }
+
+// Fault implements poller.Source.
+func (s *Set) Fault() {}
+
+// ErrStalled ends a connection whose peer does not go on.
+var ErrStalled = errors.New("the peer has stalled")
+
+// Sweep closes, with ErrStalled, connections that are in the middle of something and on which nothing has moved for patience. They are
+// those that Handler.Waiting says, with a PDU received or sent in part, or that were given up.
+func (s *Set) Sweep(patience time.Duration) {
+	for _, c := range s.conns {
+		if c == nil || c.closed {
+			continue
+		}
+		if (c.first != nil || c.shut || c.midway() || c.h.Waiting()) && s.p.Now()-c.moved > patience {
+			c.Close(ErrStalled)
+		}
+	}
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package tcp
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// epollLook returns the number of events there are now. It does not sleep.
+func epollLook(epoll int, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))),
+		uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0 // EINTR: the events are still there
+	}
+	return int(n)
+}
+
+// iovec returns the kernel's view of p, which is not empty.
+func iovec(p []byte) unix.Iovec { return unix.Iovec{Base: unsafe.SliceData(p), Len: uint64(len(p))} }
+
+// message is a msghdr that is used again and again, so that nothing is allocated.
+type message struct{ hdr unix.Msghdr }
+
+// send writes the pieces to a socket, as much as there is room for.
+func (m *message) send(fd int, iov []unix.Iovec) (int, error) {
+	return m.do(unix.SYS_SENDMSG, fd, iov, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+}
+
+// receive fills the pieces from a socket, as far as there is something.
+func (m *message) receive(fd int, iov []unix.Iovec) (int, error) {
+	return m.do(unix.SYS_RECVMSG, fd, iov, unix.MSG_DONTWAIT)
+}
+
+func (m *message) do(call uintptr, fd int, iov []unix.Iovec, flags uintptr) (int, error) {
+	m.hdr = unix.Msghdr{Iov: unsafe.SliceData(iov), Iovlen: uint64(len(iov))}
+	n, _, errno := unix.Syscall(call, uintptr(fd), uintptr(unsafe.Pointer(&m.hdr)), flags)
+	m.hdr.Iov = nil
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
