@@ -5,6 +5,7 @@
 package fabricstest
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ type Queue struct {
 	CNTLID  uint16
 
 	t       testing.TB
+	r       *bufio.Reader
 	nextCID uint16
 	pending map[uint16]*Request
 	Heads   int // responses seen, CapsuleResp
@@ -74,10 +76,16 @@ func Dial(t testing.TB, addr netip.AddrPort) *Queue {
 	t.Cleanup(func() { conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(deadline))
 	return &Queue{
-		Conn: conn, t: t, pending: make(map[uint16]*Request),
+		Conn: conn, t: t, r: bufio.NewReaderSize(conn, 64<<10), pending: make(map[uint16]*Request),
 		In:  fabrics.Framing{From: fabrics.FromController, Align: 4, MaxData: 1 << 24},
 		Out: fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: 1 << 20, MaxData: 1 << 20},
 	}
+}
+
+// For has the queue report to another test, such as one of many inputs of a fuzz target, and gives it its time.
+func (q *Queue) For(t testing.TB) {
+	q.t = t
+	_ = q.Conn.SetDeadline(time.Now().Add(deadline))
 }
 
 // Initialize exchanges ICReq and ICResp.
@@ -155,7 +163,7 @@ func (q *Queue) Receive() (PDU, error) {
 		q.buf = make([]byte, 0, 2<<20)
 	}
 	head := q.buf[:fabrics.CommonHeaderSize]
-	if _, err := io.ReadFull(q.Conn, head); err != nil {
+	if _, err := io.ReadFull(q.r, head); err != nil {
 		return pdu, err
 	}
 	copy(fabrics.Bytes(&pdu.CommonHeader), head)
@@ -164,7 +172,7 @@ func (q *Queue) Receive() (PDU, error) {
 		return pdu, fmt.Errorf("PDU %+v: %v", pdu.CommonHeader, v)
 	}
 	p := q.buf[:frame.Length]
-	if _, err := io.ReadFull(q.Conn, p[len(head):]); err != nil {
+	if _, err := io.ReadFull(q.r, p[len(head):]); err != nil {
 		return pdu, err
 	}
 	pdu.Header = p[:pdu.HLEN]

@@ -137,7 +137,7 @@ func waitFor(t testing.TB, what string, f func() bool) {
 // holder is a volume whose reads and writes do not end before they are cancelled or released.
 type holder struct {
 	count    atomic.Int32
-	stubborn atomic.Bool // Cancel is ignored
+	stubborn atomic.Bool // requests end only some time after Cancel
 }
 
 func (h *holder) Info() *volume.Info {
@@ -163,14 +163,21 @@ func (q *holderQueue) Submit(r *volume.Request) {
 }
 
 func (q *holderQueue) Cancel(r *volume.Request) {
-	if q.h.stubborn.Load() {
+	if !q.h.stubborn.Load() {
+		q.end(r, nvme.StatusAbortRequested)
 		return
 	}
+	time.AfterFunc(2*abortPatience, func() {
+		_ = q.p.Post(func() { q.end(r, nvme.StatusSuccess) })
+	})
+}
+
+func (q *holderQueue) end(r *volume.Request, st nvme.Status) {
 	for i, x := range q.held {
 		if x == r {
 			q.held = append(q.held[:i], q.held[i+1:]...)
 			q.h.count.Add(-1)
-			r.Complete(nvme.StatusAbortRequested)
+			r.Complete(st)
 			return
 		}
 	}
