@@ -21,13 +21,15 @@ import (
 	"github.com/leapio/leapio/lib/volume/file"
 	"github.com/leapio/leapio/lib/volume/mem"
 	"github.com/leapio/leapio/lib/volume/null"
+	"github.com/leapio/leapio/lib/volume/remote"
 )
 
 // kinds are the kinds of volumes this build knows.
 var kinds = map[string]volume.Kind{
-	file.Kind.Name: file.Kind,
-	mem.Kind.Name:  mem.Kind,
-	null.Kind.Name: null.Kind,
+	file.Kind.Name:   file.Kind,
+	mem.Kind.Name:    mem.Kind,
+	null.Kind.Name:   null.Kind,
+	remote.Kind.Name: remote.Kind,
 }
 
 // States of a volume, as facts and events say them.
