@@ -134,8 +134,13 @@ func (a *association) namespace(nsid uint32, ns *nvme.IdentifyNamespace) error {
 	if ns.NSFEAT&nvme.NSFEATOptimal != 0 {
 		a.info.WriteGranularity, a.info.DiscardGranularity = blocks(ns.NPWG), blocks(ns.NPDG)
 	}
-	if ns.NSFEAT&nvme.NSFEATAtomic != 0 && ns.NAWUPF != 0 {
-		a.info.AtomicUnit = blocks(ns.NAWUPF)
+	if ns.NSFEAT&nvme.NSFEATAtomic != 0 {
+		switch {
+		case ns.NABSPF != 0: // there are boundaries
+			a.info.AtomicUnit = block
+		case ns.NAWUPF != 0:
+			a.info.AtomicUnit = blocks(ns.NAWUPF)
+		}
 	}
 	return nil
 }
@@ -235,9 +240,8 @@ func (a *association) socket(ctx context.Context, r *remote) (*host.Socket, erro
 	return a.admin.ConnectQueue(ctx, r.addr, r.options, &a.ctrl, a.next)
 }
 
-// end closes what of the association is not with a lane. Nothing that was
-// sent before is in execution after quiesce.
-func (a *association) end(now int64) {
+// end closes what of the association is not with a lane.
+func (a *association) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.lost.Store(true)
@@ -246,5 +250,4 @@ func (a *association) end(now int64) {
 		s.Close()
 	}
 	a.idle = nil
-	a.safe.Store(now + int64(a.quiesce))
 }

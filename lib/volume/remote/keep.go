@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -88,16 +89,28 @@ func (r *remote) connectLanes(ctx context.Context, a *association) error {
 	return nil
 }
 
-// lose ends an association. Lanes keep what was in flight on it.
+// lose ends an association. Lanes keep what was in flight on it. Some
+// controllers take any command for a Keep Alive, so the time until nothing is
+// in execution begins when no lane sends anything more.
 func (r *remote) lose(a *association, err error) {
 	r.setErr(fmt.Errorf("%s: the connection was lost: %w", r.addr, err))
-	now := r.now()
-	r.down.CompareAndSwap(0, now)
-	a.end(r.now())
-	for _, l := range r.list() {
-		_ = l.p.Post(func() { l.detach(a, err) })
+	r.down.CompareAndSwap(0, r.now())
+	a.end()
+	lanes := r.list()
+	var left atomic.Int32
+	left.Store(int32(len(lanes)) + 1)
+	detached := func() {
+		if left.Add(-1) == 0 {
+			a.safe.Store(r.now() + int64(a.quiesce))
+			time.AfterFunc(a.quiesce+time.Millisecond, r.wake)
+		}
 	}
-	time.AfterFunc(a.quiesce+time.Millisecond, r.wake)
+	for _, l := range lanes {
+		if l.p.Post(func() { l.detach(a, err); detached() }) != nil {
+			detached()
+		}
+	}
+	detached()
 	if r.fastIOFail >= 0 {
 		time.AfterFunc(r.fastIOFail+time.Millisecond, r.wake)
 	}

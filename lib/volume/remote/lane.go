@@ -4,6 +4,7 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -80,8 +81,12 @@ func (l *lane) leave() {
 	}
 	l.ended = true
 	delete(l.r.lanes, l.p)
-	if l.queue != nil && l.queue.Detach() {
+	switch {
+	case l.queue == nil:
+	case l.queue.Detach():
 		l.a.park(l.socket)
+	default:
+		l.a.report(errBroken)
 	}
 	l.queue = nil
 	l.set.Close()
@@ -112,7 +117,11 @@ func (l *lane) attach(a *association, s *host.Socket) {
 	l.look()
 }
 
-// detach breaks the lane's connection of a.
+// errBroken is for a connection that was found broken when it was given back.
+var errBroken = errors.New("a connection was broken")
+
+// detach breaks the lane's connection of a: the lane sends nothing on it from
+// now on.
 func (l *lane) detach(a *association, err error) {
 	if l.a == a && l.queue != nil {
 		l.queue.Close(err)
