@@ -42,7 +42,9 @@ func (r *remote) serve(ctx context.Context, a *association) error {
 		if err := r.connectLanes(ctx, a); err != nil {
 			return err
 		}
-		r.down.Store(0)
+		if r.down.Load() != 0 {
+			r.setErr(nil)
+		}
 		select {
 		case <-ctx.Done():
 			return errClosed
@@ -93,8 +95,9 @@ func (r *remote) connectLanes(ctx context.Context, a *association) error {
 // controllers take any command for a Keep Alive, so the time until nothing is
 // in execution begins when no lane sends anything more.
 func (r *remote) lose(a *association, err error) {
-	r.setErr(fmt.Errorf("%s: the connection was lost: %w", r.addr, err))
-	r.down.CompareAndSwap(0, r.now())
+	if err != errClosed {
+		r.setErr(fmt.Errorf("%s: the connection was lost: %w", r.addr, err))
+	}
 	a.end()
 	lanes := r.list()
 	var left atomic.Int32
@@ -154,6 +157,8 @@ func (r *remote) reconnect(ctx context.Context, last time.Time) (*association, t
 		if err == nil {
 			return a, last
 		}
-		r.setErr(err)
+		if ctx.Err() == nil {
+			r.setErr(err)
+		}
 	}
 }

@@ -184,6 +184,10 @@ func option(spec *volume.Spec, name string) string {
 	panic("remote: no key " + name)
 }
 
+// firstTry is how long a volume that exists waits for its remote: others are
+// to be opened, too.
+const firstTry = 2 * time.Second
+
 // create connects to the remote. A volume that exists is there at once, as it
 // was noted, whether the remote answers or not.
 func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume, error) {
@@ -192,9 +196,16 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 		return nil, err
 	}
 	r := &remote{
-		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), lanes: make(map[*poller.Poller]*lane), epoch: time.Now(),
+		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
+		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(),
 	}
-	a, err := r.connect(ctx)
+	first := ctx
+	if spec.Reopen {
+		var cancel context.CancelFunc
+		first, cancel = context.WithTimeout(ctx, firstTry)
+		defer cancel()
+	}
+	a, err := r.connect(first)
 	switch {
 	case err == nil:
 		if err := r.describe(spec, a); err != nil {
@@ -207,11 +218,15 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 		if noted := r.recall(spec); noted != nil {
 			return nil, noted
 		}
+		r.err = err
 		r.down.Store(r.now())
-		r.setErr(err)
 	}
 	background, cancel := context.WithCancel(context.Background())
-	r.cancel = cancel
+	r.close = sync.OnceFunc(func() {
+		cancel()
+		<-r.done
+		close(r.changes)
+	})
 	go r.keep(background, a)
 	return r, nil
 }
@@ -266,9 +281,11 @@ type remote struct {
 	id     string // of the namespace
 	info   atomic.Pointer[volume.Info]
 	epoch  time.Time
-	cancel context.CancelFunc
+	close  func()
 	done   chan struct{} // closed when keep has ended
 	opened chan struct{} // there may be a lane without a connection
+
+	changes chan struct{} // Err may have changed
 
 	// down is since when there has been no association, as now; 0: there is one.
 	down atomic.Int64
@@ -282,21 +299,32 @@ type remote struct {
 // now returns the time since the volume was made, in nanoseconds; never 0.
 func (r *remote) now() int64 { return int64(time.Since(r.epoch)) + 1 }
 
+// setErr notes that there is no association since now, or since
+// before, and why; nil: that there is one. It is for keep.
 func (r *remote) setErr(err error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.err = err
+	r.mu.Unlock()
+	if err == nil {
+		r.down.Store(0)
+	} else {
+		r.down.CompareAndSwap(0, r.now())
+	}
+	select {
+	case r.changes <- struct{}{}:
+	default:
+	}
 }
 
-// Err returns why the volume has no connection; nil: it has one.
+// Err implements volume.Reporter.
 func (r *remote) Err() error {
-	if r.down.Load() == 0 {
-		return nil
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
 }
+
+// Changes implements volume.Reporter.
+func (r *remote) Changes() <-chan struct{} { return r.changes }
 
 // failing reports whether I/O fails for want of a connection.
 func (r *remote) failing() bool {
@@ -309,8 +337,7 @@ func (r *remote) Info() *volume.Info { return r.info.Load() }
 
 // Close implements volume.Volume.
 func (r *remote) Close() error {
-	r.cancel()
-	<-r.done
+	r.close()
 	return nil
 }
 
