@@ -43,10 +43,14 @@
 //	DELETE /v1/subsystems/{subsystem}/namespaces/{nsid}  None
 //	POST   /v1/subsystems/{subsystem}/hosts       HostSpec, Subsystem
 //	DELETE /v1/subsystems/{subsystem}/hosts/{host}       Subsystem
+//	GET    /v1/listeners                          []Listener
+//	POST   /v1/listeners                          ListenerSpec, Listener
+//	GET    /v1/listeners/{listener}               Listener
+//	DELETE /v1/listeners/{listener}               None
 //	GET    /v1/stat/{by}                          Stat
 //	GET    /v1/ports/{port}/queues                []QueuePair
 //	GET    /v1/ports/{port}/queues/{qid}/{ring}   Ring
 //
-// {subsystem} is a name or an NQN, {host} an NQN or "any", {ring} "sq" or "cq",
-// {by} "volume", "namespace" or "queue".
+// {subsystem} is a name or an NQN, {host} an NQN or "any", {listener} a number or
+// a URL, {ring} "sq" or "cq", {by} "volume", "namespace" or "queue".
 package api

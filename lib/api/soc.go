@@ -145,7 +145,8 @@ type Subsystem struct {
 	AllowAny   bool            `json:"allow_any"`
 	Hosts      List[string]    `json:"hosts"` // NQNs that may connect
 	Namespaces List[Namespace] `json:"namespaces"`
-	Ports      List[string]    `json:"ports"` // names of the ports that show it
+	Ports      List[string]    `json:"ports"`     // names of the ports that show it
+	Listeners  List[int]       `json:"listeners"` // numbers of those that have it as a target
 }
 
 // NamespaceSpec asks for a volume to be shown in a subsystem, which the path of

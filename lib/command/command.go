@@ -15,6 +15,7 @@
 //	wpt      leap-wpt: ports; the broker
 //	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted; the runtime
 //	qmap     leap-qmap: which port shows what; queue pairs
+//	rdma     leap-rdma: listeners for hosts; looking at those of others
 //	leapio   leapio: all of them in one binary, and leapio serve
 //
 // The scripts in testdata/script run the commands with real daemons, and so do

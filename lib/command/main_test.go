@@ -15,13 +15,14 @@ import (
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command/leapio"
 	"github.com/leapio/leapio/lib/command/qmap"
+	"github.com/leapio/leapio/lib/command/rdma"
 	"github.com/leapio/leapio/lib/command/soc"
 	"github.com/leapio/leapio/lib/command/wpt"
 )
 
 // trees are the commands with trees of their own, by name.
 var trees = map[string]func() *cli.Command{
-	"leap-wpt": wpt.Command, "leap-soc": soc.Command, "leap-qmap": qmap.Command,
+	"leap-wpt": wpt.Command, "leap-soc": soc.Command, "leap-qmap": qmap.Command, "leap-rdma": rdma.Command,
 }
 
 // TestMain makes this binary be the commands when it is called by their names,

@@ -286,7 +286,7 @@ func TestColumns(t *testing.T) {
 		return out
 	}
 	sh("leap-wpt run >/dev/null 2>&1 & leap-soc run >/dev/null 2>&1 & leap-soc wait runtime soc attached --timeout 30s")
-	sh("leap-soc volume create d1 mem size=1M && leap-qmap map vm1 d1")
+	sh("leap-soc volume create d1 mem size=1M && leap-qmap map vm1 d1 && leap-rdma listen tcp://127.0.0.1:0")
 	m, err := boot(filepath.Join(e.run, "port", "vm1", "cntrl"))
 	if err != nil {
 		t.Fatal(err)
@@ -314,6 +314,11 @@ func TestColumns(t *testing.T) {
 		{"leap-qmap", "show", "leap-qmap show vm1 | sed '/^$/,$d'"},
 		{"leap-qmap", "dump", "leap-qmap dump vm1 0"},
 		{"leap-qmap", "watch", "leap-qmap watch --interval 10ms >watch & until test -s watch; do sleep 0.05; done; kill $!; cat watch"},
+		{"leap-rdma", "list", "leap-rdma list"},
+		{"leap-rdma", "show", "leap-rdma show 1 | sed '/^$/,$d'"},
+		{"leap-rdma", "devices", "leap-rdma devices"},
+		{"leap-rdma", "discover", "leap-rdma discover $(leap-rdma list -o tsv | cut -f 2)"},
+		{"leap-rdma", "ping", "leap-rdma ping $(leap-rdma list -o tsv | cut -f 2) --count 1"},
 		{"leapio", "serve", "leapio serve null size=1M -o tsv >row & until test -s row; do sleep 0.05; done; kill $!; echo QEMU SOCKET RUN-DIR STATE-DIR; test $(tr -cd '\\t' <row | wc -c) = 3"},
 	} {
 		columns := heading(sh(tt.command))
@@ -322,7 +327,7 @@ func TestColumns(t *testing.T) {
 			t.Errorf("%s.8: %s has %q, the page lists %q", tt.page, tt.verb, columns, listed)
 		}
 	}
-	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leapio"} {
+	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leapio"} {
 		for verb, listed := range columnsOf(readPage(t, page+".8")) {
 			if want := map[string]int{"volume describe": 2, "stat": 2}[verb]; len(listed) != max(want, 1) {
 				t.Errorf("%s.8: %s lists columns %d times: %q", page, verb, len(listed), listed)

@@ -58,6 +58,7 @@ type Subsystem struct {
 
 	mu          sync.Mutex
 	controllers map[uint16]*Controller // by CNTLID
+	ever        uint64                 // controllers there have been
 	nextID      uint16
 }
 
@@ -170,12 +171,14 @@ func (s *Subsystem) allocate(c *Controller, want int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if want >= 0 && want <= maxCNTLID && s.controllers[uint16(want)] == nil {
+		s.ever++
 		s.name(c, uint16(want))
 		return nil
 	}
 	for range maxCNTLID {
 		s.nextID = s.nextID%maxCNTLID + 1
 		if s.controllers[s.nextID] == nil {
+			s.ever++
 			s.name(c, s.nextID)
 			return nil
 		}
@@ -191,6 +194,14 @@ func (s *Subsystem) rename(c *Controller, id uint16) {
 		delete(s.controllers, c.CNTLID())
 		s.name(c, id)
 	}
+}
+
+// Controllers returns how many controllers there are, those that are ending among
+// them, and how many there have ever been.
+func (s *Subsystem) Controllers() (now int, ever uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.controllers), s.ever
 }
 
 // name gives a controller a free CNTLID. s.mu is held.

@@ -89,11 +89,19 @@ func (r *Runtime) keepLink(ctx context.Context, c *link.Client) {
 			}
 			r.keepVolumes(c)
 		}
+		select {
+		case <-r.admitted:
+		default:
+			close(r.admitted)
+		}
 		r.log.Info("attached to leap-wpt", "epoch", c.Epoch())
 		r.publish(api.KindRuntime, r.cfg.Name, "attached", "")
 		if err := r.ports.Serve(ctx, c); err != nil {
 			r.log.Warn("link to leap-wpt ended", "err", err)
 			r.publish(api.KindRuntime, r.cfg.Name, "detached", err.Error())
+		}
+		if ctx.Err() != nil {
+			<-r.listenersKept // nor is that of hosts
 		}
 		// No guest's I/O is in flight any more: leap-wpt may let us in again.
 		if err := r.fence(-1); err != nil {

@@ -27,6 +27,7 @@ func (r *Runtime) mux() *http.ServeMux {
 	api.Handle(m, "GET /v1/stat/{by}", func(ctx context.Context, _ api.None) (api.Stat, error) { return r.stat(api.Param(ctx, "by")) })
 	r.volumeCalls(m)
 	r.subsystemCalls(m)
+	r.listenerCalls(m)
 	r.portCalls(m)
 	return m
 }
@@ -106,6 +107,25 @@ func (r *Runtime) subsystemCalls(m *http.ServeMux) {
 	})
 	api.Handle(m, "DELETE /v1/subsystems/{subsystem}/hosts/{host}", func(ctx context.Context, _ api.None) (api.Subsystem, error) {
 		return r.allow(api.Param(ctx, "subsystem"), api.Param(ctx, "host"), true)
+	})
+}
+
+func (r *Runtime) listenerCalls(m *http.ServeMux) {
+	api.Handle(m, "GET /v1/listeners", func(context.Context, api.None) (api.List[api.Listener], error) {
+		return r.listListeners(), nil
+	})
+	api.Handle(m, "POST /v1/listeners", r.createListener)
+	api.Handle(m, "GET /v1/listeners/{listener}", func(ctx context.Context, _ api.None) (api.Listener, error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		l, err := r.findListener(api.Param(ctx, "listener"))
+		if err != nil {
+			return api.Listener{}, err
+		}
+		return r.describeListener(l), nil
+	})
+	api.Handle(m, "DELETE /v1/listeners/{listener}", func(ctx context.Context, _ api.None) (api.None, error) {
+		return api.None{}, r.unlisten(ctx, api.Param(ctx, "listener"))
 	})
 }
 

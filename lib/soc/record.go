@@ -17,15 +17,18 @@ import (
 	"github.com/leapio/leapio/lib/volume"
 )
 
-// stateVersion is the version of record. Version 1 had no write protection, and
-// version 2 none by hosts.
-const stateVersion = 3
+// stateVersion is the version of record. Version 1 had no write protection,
+// version 2 none by hosts, and version 3 no listeners.
+const stateVersion = 4
 
 // record is the content of STATE/NAME.json: what exists, in the order it is
 // made again.
 type record struct {
 	Volumes    []volume.Spec     `json:"volumes"`
 	Subsystems []subsystemRecord `json:"subsystems"`
+	Listeners  []listenerRecord  `json:"listeners"`
+	// Generation is that of the discovery log, which only rises.
+	Generation uint64 `json:"generation"`
 }
 
 // subsystemRecord is a subsystem as it is kept.
@@ -49,8 +52,17 @@ type namespaceRecord struct {
 	WriteProtected bool `json:"write_protected"`
 }
 
-// migrate makes a record of the state of versions 1 and 2, which have all of its
-// keys but read_only, and write_protected: nothing was.
+// listenerRecord is a listener as it is kept.
+type listenerRecord struct {
+	Number    int      `json:"number"`
+	URL       string   `json:"url"`       // without an NQN
+	Advertise string   `json:"advertise"` // see api.ListenerSpec
+	Targets   []string `json:"targets"`   // names of subsystems; none: every subsystem
+}
+
+// migrate makes a record of the state of versions 1 to 3, which have all of its
+// keys but read_only, write_protected and those of listeners: there was nothing
+// of it.
 func migrate(_ int, old json.RawMessage) (record, error) {
 	var rec record
 	d := json.NewDecoder(bytes.NewReader(old))
@@ -70,22 +82,28 @@ func (r *Runtime) openRecords() error {
 	if r.subsystemFacts, err = api.OpenFacts(paths.Facts(api.KindSubsystem), r.cfg.Name); err != nil {
 		return err
 	}
+	if r.listenerFacts, err = api.OpenFacts(paths.Facts(api.KindListener), r.cfg.Name); err != nil {
+		return err
+	}
 	return r.clearFacts()
 }
 
 // clearFacts removes this runtime's facts.
 func (r *Runtime) clearFacts() error {
-	return errors.Join(r.volumeFacts.Clear(), r.subsystemFacts.Clear())
+	return errors.Join(r.volumeFacts.Clear(), r.subsystemFacts.Clear(), r.listenerFacts.Clear())
 }
 
 // save keeps what exists. r.mu is held.
 func (r *Runtime) save() error {
-	var rec record
+	rec := record{Generation: r.generation}
 	for _, name := range slices.Sorted(maps.Keys(r.volumes)) {
 		rec.Volumes = append(rec.Volumes, r.volumes[name].spec)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.subsystems)) {
 		rec.Subsystems = append(rec.Subsystems, r.subsystems[name].rec)
+	}
+	for _, n := range slices.Sorted(maps.Keys(r.listeners)) {
+		rec.Listeners = append(rec.Listeners, r.listeners[n].rec)
 	}
 	return r.state.Save(rec)
 }
@@ -120,6 +138,23 @@ func (r *Runtime) showSubsystem(s *subsystem) {
 		lines = append(lines, fmt.Sprintf("%d\t%s", ns.NSID, ns.Volume))
 	}
 	r.logFacts(errors.Join(err, r.subsystemFacts.SetLines(name, "namespaces", lines)))
+}
+
+// showListener writes the facts of a listener. r.mu is held.
+func (r *Runtime) showListener(l *listener) {
+	_, err := r.listenerFacts.Add(l.name())
+	state, reason := l.state()
+	err = errors.Join(err,
+		r.listenerFacts.Set(l.name(), "url", l.rec.URL),
+		r.listenerFacts.Set(l.name(), "state", state),
+		r.listenerFacts.Set(l.name(), "error", reason))
+	var hosts []string
+	for _, a := range l.associations() {
+		if !slices.Contains(hosts, a.Host) {
+			hosts = append(hosts, a.Host)
+		}
+	}
+	r.logFacts(errors.Join(err, r.listenerFacts.SetLines(l.name(), "hosts", hosts)))
 }
 
 func (r *Runtime) logFacts(err error) {

@@ -67,7 +67,7 @@ func TestStateVersion1(t *testing.T) {
 	}
 	want := []api.Subsystem{{
 		Name: "s1", NQN: "nqn.2026-01.org.example:one", Serial: "2c5e1b4a77e34a3f9f1b", UUID: "2c5e1b4a-77e3-4a3f-9f1b-0e7d8a6c9b10",
-		AllowAny: true, Hosts: []string{}, Ports: []string{},
+		AllowAny: true, Hosts: []string{}, Ports: []string{}, Listeners: []int{},
 		Namespaces: []api.Namespace{
 			{Subsystem: "s1", NSID: 7, Volume: "d1", UUID: "0d5bd8a7-54be-4dd4-a37b-aee7d3b6a2f5", Size: 1 << 20, Block: 512, Shared: true},
 		},
@@ -82,7 +82,7 @@ func TestStateVersion1(t *testing.T) {
 	if b, err := os.ReadFile(path + ".v1"); err != nil || string(b) != stateV1 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
-	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 3`) || !strings.Contains(string(b), `"read_only": false`) {
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 4`) || !strings.Contains(string(b), `"read_only": false`) {
 		t.Errorf("the new file: %v, %s", err, b)
 	}
 }
@@ -130,6 +130,32 @@ func TestStateVersion2(t *testing.T) {
 		t.Errorf("namespaces %+v", ns)
 	}
 	if b, err := os.ReadFile(path + ".v2"); err != nil || string(b) != v2 {
+		t.Errorf("the copy: %v, %s", err, b)
+	}
+}
+
+// TestStateVersion3: what version 3 kept is there, and no listener.
+func TestStateVersion3(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	v3 := strings.Replace(stateV1, `"version": 1`, `"version": 3`, 1)
+	v3 = strings.Replace(v3, `"shared": true`, `"shared": true, "read_only": true, "write_protected": true`, 1)
+	if err := os.WriteFile(path, []byte(v3), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startSoc()
+	ns := call[api.Subsystem](r, r.client(), "GET", "/v1/subsystems/s1", nil).Namespaces
+	if len(ns) != 1 || !ns[0].ReadOnly || !ns[0].WriteProtected || ns[0].NSID != 7 {
+		t.Errorf("namespaces %+v", ns)
+	}
+	if all := call[[]api.Listener](r, r.client(), "GET", "/v1/listeners", nil); len(all) != 0 {
+		t.Errorf("listeners %+v", all)
+	}
+	if b, err := os.ReadFile(path + ".v3"); err != nil || string(b) != v3 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
 }

@@ -9,7 +9,9 @@
 //	attach.go      the link to leap-wpt: attach, serve, attach again
 //	volumes.go     volumes: made, opened again, deleted
 //	reshape.go     volumes that change their size or block
-//	subsystems.go  subsystems, namespaces, hosts
+//	subsystems.go  subsystems, namespaces, the hosts they allow
+//	listeners.go   listeners: made, removed
+//	hosts.go       listeners: opened; who is let in there
 //	record.go      what is kept in STATE and what is shown as facts in RUN
 //	stat.go        what was counted
 //	handlers.go    the control API
@@ -27,10 +29,12 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
@@ -54,11 +58,13 @@ type Runtime struct {
 	pollers []*poller.Poller
 	procs   int // GOMAXPROCS before it was raised for them; 0: it was not
 	ports   *link.Ports
+	target  *target.Target
 	events  api.Events
 
 	state          *api.StateFile[record]
 	volumeFacts    *api.Facts
 	subsystemFacts *api.Facts
+	listenerFacts  *api.Facts
 
 	refreshes sync.WaitGroup // goroutines that have ports look for their subsystem
 	changes   sync.WaitGroup // and those that change volumes for hosts
@@ -70,6 +76,16 @@ type Runtime struct {
 	volumes    map[string]*vol
 	making     map[string]bool // names of volumes that are being made
 	subsystems map[string]*subsystem
+	listeners  map[int]*listener // by number
+	generation uint64            // of the discovery log
+
+	admission     atomic.Pointer[admission]
+	admitted      chan struct{} // closed when leap-wpt has let this runtime in
+	listenersKept chan struct{} // closed when keepListeners has ended
+	listenerWork  chan struct{} // has keepListeners look at what follows
+	announce      atomic.Bool   // the discovery log has changed
+	hostsMoved    atomic.Bool   // hosts have come or gone
+	portsWait     atomic.Bool   // for hosts to go
 
 	linkMu sync.Mutex
 	client *link.Client // nil while there is no link
@@ -95,15 +111,12 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer pid.Close()
-	listener, err := api.Listen(socket, "unix", 0o600)
+	control, err := api.Listen(socket, "unix", 0o600)
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
-	r := &Runtime{
-		cfg: cfg, log: cfg.Log, since: time.Now(),
-		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
-	}
+	defer control.Close()
+	r := newRuntime(cfg)
 	if err := r.openRecords(); err != nil {
 		return err
 	}
@@ -118,6 +131,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer r.stopPollers()
 	r.ports = link.NewPorts(r.pollers, r.resolve)
 	defer r.watches.Wait()
+	r.target = r.newTarget()
 	defer r.closeVolumes()
 	if err := r.load(ctx); err != nil {
 		return err
@@ -125,11 +139,12 @@ func Run(ctx context.Context, cfg Config) error {
 
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(control) }()
 	linked := make(chan struct{})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
+	go r.keepListeners(ctx)
 	err = pid.Ready()
 	if err == nil {
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
@@ -139,6 +154,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	cancel()
+	<-r.listenersKept
 	<-linked
 	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
 	defer done()
@@ -146,6 +162,16 @@ func Run(ctx context.Context, cfg Config) error {
 	r.refreshes.Wait()
 	r.changes.Wait()
 	return errors.Join(err, r.clearFacts())
+}
+
+// newRuntime makes a runtime that has nothing yet.
+func newRuntime(cfg Config) *Runtime {
+	return &Runtime{
+		cfg: cfg, log: cfg.Log, since: time.Now(),
+		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
+		listeners: make(map[int]*listener), admitted: make(chan struct{}),
+		listenersKept: make(chan struct{}), listenerWork: make(chan struct{}, 1),
+	}
 }
 
 // startPollers starts the pollers, fenced by the link if there is one.
@@ -212,6 +238,16 @@ func (r *Runtime) resolve(p *link.Port) *controller.Subsystem {
 			return nil
 		}
 	}
+	if !s.use.byPort(p, s.model) && !s.shared() {
+		if !s.waited {
+			r.log.Warn("port waits for a host to leave its subsystem, whose namespaces are not shared", "subsystem", s.rec.Name, "port", p.Name)
+		}
+		s.waited = true
+		r.portsWait.Store(true)
+		r.wakeListeners()
+		return nil
+	}
+	s.waited = false
 	return s.model
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/stats"
@@ -29,6 +30,8 @@ type subsystem struct {
 	// subsystem is not shown to anybody while there are any: a drive that is
 	// gone for a moment would be gone for good.
 	failed []string
+	use    use  // by whom, if it is not shared
+	waited bool // a port waits for a host to leave it
 }
 
 // notReady says why the subsystem cannot be shown, or nil.
@@ -131,11 +134,24 @@ func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
 		if in.ExistOK && sameSubsystem(old, in) {
 			return r.describeSubsystem(old), nil
 		}
-		return api.Subsystem{}, fault.Errorf(fault.Exists, "", "", "subsystem %s exists already", in.Name)
+	}
+	s, err := r.makeSubsystem(in, nil)
+	if err != nil {
+		return api.Subsystem{}, err
+	}
+	return r.describeSubsystem(s), nil
+}
+
+// makeSubsystem is createSubsystem for one that must be new, and that allows
+// some hosts from the start. r.mu is held.
+func (r *Runtime) makeSubsystem(in api.SubsystemSpec, allow []string) (*subsystem, error) {
+	if _, err := r.findSubsystem(in.Name); err == nil {
+		return nil, fault.Errorf(fault.Exists, "", "", "subsystem %s exists already", in.Name)
 	}
 	id := nvme.NewUUID()
 	s := &subsystem{rec: subsystemRecord{
-		Name: in.Name, NQN: in.NQN, UUID: id.String(), Implicit: in.Implicit, AllowAny: in.AllowAny,
+		Name: in.Name, NQN: in.NQN, UUID: id.String(), Implicit: in.Implicit,
+		AllowAny: in.AllowAny || slices.Contains(allow, api.HostAny), Hosts: hostList(allow),
 	}}
 	switch {
 	case s.rec.NQN == "" && api.IsNQN(in.Name):
@@ -144,33 +160,34 @@ func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
 		s.rec.NQN = id.NQN()
 	}
 	if other, err := r.findSubsystem(s.rec.NQN); err == nil {
-		return api.Subsystem{}, fault.Errorf(fault.Exists, "", "", "subsystem %s has NQN %s already", other.rec.Name, s.rec.NQN)
+		return nil, fault.Errorf(fault.Exists, "", "", "subsystem %s has NQN %s already", other.rec.Name, s.rec.NQN)
 	}
 	var err error
 	if s.model, err = newModel(&s.rec); err != nil {
-		return api.Subsystem{}, err
+		return nil, err
 	}
 	for i, name := range in.Volumes {
 		ns := namespaceRecord{NSID: uint32(i) + 1, Volume: name, Shared: in.Shared, ReadOnly: in.ReadOnly}
 		if err := r.mayUse(s, ns); err != nil {
-			return api.Subsystem{}, err
+			return nil, err
 		}
 		if err := r.show(s, ns); err != nil {
-			return api.Subsystem{}, err
+			return nil, err
 		}
 		s.rec.Namespaces = append(s.rec.Namespaces, ns)
 	}
 	if _, err := r.subsystemFacts.Add(in.Name); err != nil {
-		return api.Subsystem{}, err
+		return nil, err
 	}
 	r.subsystems[in.Name] = s
+	r.generation++
 	if err := r.save(); err != nil {
 		delete(r.subsystems, in.Name)
 		r.logFacts(r.subsystemFacts.Remove(in.Name))
-		return api.Subsystem{}, err
+		return nil, err
 	}
 	r.changed(s, "created")
-	return r.describeSubsystem(s), nil
+	return s, nil
 }
 
 // sameSubsystem reports whether the words of a request describe a subsystem
@@ -218,29 +235,54 @@ func (r *Runtime) changed(s *subsystem, what string) {
 		}
 	}
 	r.publish(api.KindSubsystem, s.rec.Name, what, "")
+	r.admit()
 	// Ports look for their subsystem under r.mu.
 	r.refreshes.Go(r.ports.Refresh)
 }
 
-// deleteSubsystem removes a subsystem that no port of this runtime shows.
+// deleteSubsystem removes a subsystem that no port of this runtime, no listener
+// and no host uses.
 func (r *Runtime) deleteSubsystem(ctx context.Context, name string) error {
 	r.mu.Lock()
 	s, err := r.findSubsystem(name)
+	if err == nil {
+		err = r.unused(s)
+	}
 	if err != nil {
 		r.mu.Unlock()
 		return err
 	}
-	if ports := r.portsOf(s); len(ports) > 0 {
-		r.mu.Unlock()
-		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by port %s", s.rec.Name, strings.Join(ports, ", ")).
-			Hint("`leap-qmap unmap " + ports[0] + "` frees it")
-	}
 	delete(r.subsystems, s.rec.Name)
+	r.generation++
 	if err := r.save(); err != nil {
 		r.subsystems[s.rec.Name] = s
 		r.mu.Unlock()
 		return err
 	}
+	volumes := r.deleted(s)
+	r.mu.Unlock()
+	return letGo(ctx, s, volumes)
+}
+
+// unused reports, as a fault, who uses a subsystem. r.mu is held.
+func (r *Runtime) unused(s *subsystem) error {
+	if ports := r.portsOf(s); len(ports) > 0 {
+		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by port %s", s.rec.Name, strings.Join(ports, ", ")).
+			Hint("`leap-qmap unmap " + ports[0] + "` frees it")
+	}
+	if listeners := r.listenersOf(s); len(listeners) > 0 {
+		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by listener %d", s.rec.Name, listeners[0]).
+			Hint(fmt.Sprintf("`leap-rdma unlisten %d` frees it", listeners[0]))
+	}
+	if hosts := r.hostsOf(s); len(hosts) > 0 {
+		return fault.Errorf(fault.Exists, "", "", "subsystem %s is in use by %s", s.rec.Name, strings.Join(hosts, ", "))
+	}
+	return nil
+}
+
+// deleted follows the end of a subsystem, and returns the namespaces that are to
+// be let go. r.mu is held.
+func (r *Runtime) deleted(s *subsystem) []namespaceRecord {
 	r.logFacts(r.subsystemFacts.Remove(s.rec.Name))
 	volumes := s.rec.Namespaces
 	s.rec.Namespaces = nil
@@ -249,9 +291,14 @@ func (r *Runtime) deleteSubsystem(ctx context.Context, name string) error {
 			r.showVolume(v)
 		}
 	}
+	r.admit()
 	r.publish(api.KindSubsystem, s.rec.Name, "deleted", "")
-	r.mu.Unlock()
-	// A controller may still be ending; its namespaces are let go first.
+	return volumes
+}
+
+// letGo waits until no controller, which may still be ending, uses the namespaces
+// of a subsystem that was deleted.
+func letGo(ctx context.Context, s *subsystem, volumes []namespaceRecord) error {
 	for _, ns := range volumes {
 		if err := drain(ctx, s, ns.NSID); err != nil {
 			return err
@@ -361,7 +408,8 @@ func (r *Runtime) removeNamespace(ctx context.Context, name string, nsid uint32)
 	return drain(ctx, s, nsid)
 }
 
-// allow lets a host in (or out, with deny); host is an NQN or api.HostAny.
+// allow lets a host in, or with deny no more, and cuts it off; host is an NQN or
+// api.HostAny.
 func (r *Runtime) allow(name, host string, deny bool) (api.Subsystem, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -382,12 +430,22 @@ func (r *Runtime) allow(name, host string, deny bool) (api.Subsystem, error) {
 		s.rec.Hosts = append(slices.Clone(before.Hosts), host)
 		slices.Sort(s.rec.Hosts)
 	}
+	r.generation++
 	if err := r.save(); err != nil {
 		s.rec = before
 		return api.Subsystem{}, err
 	}
+	r.admit()
 	r.publish(api.KindSubsystem, s.rec.Name, "changed", "")
+	if deny {
+		r.target.Disconnect(func(a target.Association) bool { return a.SubsystemNQN == s.rec.NQN && !s.allows(a.HostNQN) })
+	}
 	return r.describeSubsystem(s), nil
+}
+
+// allows reports whether a host may use the subsystem. r.mu is held.
+func (s *subsystem) allows(host string) bool {
+	return s.rec.AllowAny || slices.Contains(s.rec.Hosts, host)
 }
 
 // portsOf lists the ports that show a subsystem.
@@ -406,7 +464,7 @@ func (r *Runtime) portsOf(s *subsystem) []string {
 func (r *Runtime) describeSubsystem(s *subsystem) api.Subsystem {
 	out := api.Subsystem{
 		Name: s.rec.Name, NQN: s.rec.NQN, Serial: s.model.Serial, UUID: s.rec.UUID, Implicit: s.rec.Implicit,
-		AllowAny: s.rec.AllowAny, Hosts: s.rec.Hosts, Ports: r.portsOf(s),
+		AllowAny: s.rec.AllowAny, Hosts: s.rec.Hosts, Ports: r.portsOf(s), Listeners: r.listenersOf(s),
 	}
 	for _, ns := range s.rec.Namespaces {
 		out.Namespaces = append(out.Namespaces, r.describeNamespace(s, ns))

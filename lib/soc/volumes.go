@@ -108,6 +108,16 @@ func (r *Runtime) load(ctx context.Context) error {
 	for _, v := range r.volumes {
 		r.showVolume(v)
 	}
+	r.generation = rec.Generation
+	for _, rec := range rec.Listeners {
+		l, err := newListener(rec)
+		if err != nil {
+			return fmt.Errorf("%s: listener %d: %w", r.cfg.Paths.StateFile(r.cfg.Name), rec.Number, err)
+		}
+		r.listeners[rec.Number] = l
+		r.showListener(l)
+	}
+	r.admit()
 	return nil
 }
 

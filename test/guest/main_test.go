@@ -20,6 +20,8 @@
 //	commands_test.go  what nvme-cli can have it do, and what it counts
 //	matrix_test.go    fio on a file system, in every way a drive can be wired
 //	life_test.go      reboots, power cuts, restarts of the runtime
+//	fabrics_test.go   NVMe/TCP with the host's kernel
+//	host_test.go      the same through the commands, and a runtime that is killed
 //	hotplug_test.go   a drive that is plugged in and out
 //	firmware_test.go  drives as SeaBIOS and UEFI use them
 //	demo_test.go      what make demo runs

@@ -309,6 +309,9 @@ const memory = 512
 // does with an unquoted $(...).
 func (r *rig) qemuArgs(m machine) []string {
 	r.t.Helper()
+	if len(m.ports) == 0 {
+		return nil
+	}
 	args := strings.Fields(r.leap(fmt.Sprintf("leap-wpt port qemu %s --mem %dM", strings.Join(m.ports, " "), memory)))
 	devices := slices.Index(args, "-device")
 	if devices < 1 || !strings.Contains(args[1], "share=on") {

@@ -15,13 +15,14 @@ import (
 
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command/qmap"
+	"github.com/leapio/leapio/lib/command/rdma"
 	"github.com/leapio/leapio/lib/command/soc"
 	"github.com/leapio/leapio/lib/command/wpt"
 )
 
 // commands are the trees, by the first word that chooses them.
 func commands() map[string]*cli.Command {
-	return map[string]*cli.Command{"wpt": wpt.Command(), "soc": soc.Command(), "qmap": qmap.Command()}
+	return map[string]*cli.Command{"wpt": wpt.Command(), "soc": soc.Command(), "qmap": qmap.Command(), "rdma": rdma.Command()}
 }
 
 // Main runs the command that args[0], a name such as leap-soc, or else the first
@@ -48,7 +49,7 @@ func command(status *int) *cli.Command {
 		Name:  "leapio",
 		Usage: "virtual NVMe drives for virtual machines: all commands in one",
 	}
-	for _, word := range []string{"wpt", "soc", "qmap"} {
+	for _, word := range []string{"wpt", "soc", "qmap", "rdma"} {
 		tree := trees[word]
 		tree.Name = word
 		root.Commands = append(root.Commands, tree)

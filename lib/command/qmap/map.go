@@ -51,7 +51,7 @@ func (r *Request) check() error {
 		return err
 	}
 	for i, target := range r.Targets {
-		if err := checkTarget(target); err != nil {
+		if err := api.CheckTarget(target); err != nil {
 			return err
 		}
 		if slices.Contains(r.Targets[:i], target) {
@@ -66,14 +66,6 @@ func (r *Request) check() error {
 	}
 	r.Runtime = cmp.Or(r.Runtime, api.DefaultRuntime)
 	return api.CheckRuntime(r.Runtime)
-}
-
-// checkTarget tells whether a word can be a subsystem or a volume.
-func checkTarget(target string) error {
-	if api.IsNQN(target) {
-		return api.CheckNQN(target)
-	}
-	return command.CheckNames("target", target)
 }
 
 // mapper carries out one Request.

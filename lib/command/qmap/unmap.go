@@ -13,7 +13,7 @@ import (
 )
 
 // Unmap has a port show nothing and removes the subsystem that Map made for it,
-// unless another port shows that. The port stays. A guest that uses the drive
+// unless another port or a listener shows that. The port stays. A guest that uses the drive
 // keeps it, and the error is an exists fault.
 func Unmap(ctx context.Context, paths api.Paths, name string) error {
 	if err := command.CheckNames("port", name); err != nil {
@@ -49,7 +49,7 @@ func Unmap(ctx context.Context, paths api.Paths, name string) error {
 		return nil
 	}
 	others, err := portsOf(ctx, wpt, port.Runtime, sub)
-	if err != nil || len(others) > 0 {
+	if err != nil || len(others) > 0 || len(sub.Listeners) > 0 {
 		return err
 	}
 	return deleteSubsystem(ctx, soc, sub.Name)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +36,7 @@ var waitKinds = map[string][]string{
 	api.KindPort:      {api.PortWaiting, api.PortAttached, api.PortEnabled, api.PortFrozen, stateCreated, stateDeleted},
 	api.KindVolume:    {stateReady, stateFailed, stateCreated, stateDeleted},
 	api.KindSubsystem: {stateCreated, stateDeleted},
+	api.KindListener:  {api.ListenerListening, api.ListenerRetrying, stateCreated, stateDeleted},
 	api.KindRuntime:   {stateReady, stateAttached},
 }
 
@@ -47,9 +49,10 @@ func wait() *cli.Command {
 		Name:  "wait",
 		Usage: "wait until a thing enters a state",
 		Help: "States: of a port, waiting, attached, enabled, frozen; of a volume, ready,\n" +
-			"failed; of ports, volumes and subsystems, created (it is there) and deleted;\n" +
-			"of a runtime, ready (it answers) and attached (to leap-wpt).",
-		Args: "port|volume|subsystem|runtime NAME STATE",
+			"failed; of a listener, listening, retrying; of all these and subsystems, created\n" +
+			"(it is there) and deleted; of a runtime, ready (it answers) and attached (to\n" +
+			"leap-wpt).",
+		Args: "port|volume|subsystem|listener|runtime NAME STATE",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
 			{Name: "timeout", Arg: "DURATION", Usage: "give up after this long, with exit code 8; without it, never", Value: cli.Duration(&timeout)},
@@ -90,11 +93,14 @@ func newWaiter(call *cli.Call, runtime string) (*waiter, error) {
 	w := &waiter{kind: call.Arg(0), name: call.Arg(1), state: call.Arg(2)}
 	states, ok := waitKinds[w.kind]
 	if !ok {
-		return nil, fault.Errorf(fault.Usage, "", "", "bad kind %q: it is none of port, volume, subsystem, runtime", w.kind)
+		return nil, fault.Errorf(fault.Usage, "", "", "bad kind %q: it is none of port, volume, subsystem, listener, runtime", w.kind)
 	}
 	check := units.CheckName
-	if w.kind == api.KindSubsystem {
+	switch w.kind {
+	case api.KindSubsystem:
 		check = func(_, name string) error { return api.CheckSubsystem(name) }
+	case api.KindListener:
+		check = checkListener
 	}
 	if err := check(w.kind, w.name); err != nil {
 		return nil, err
@@ -113,6 +119,14 @@ func newWaiter(call *cli.Call, runtime string) (*waiter, error) {
 		w.client, err = command.Runtime(call, runtime)
 	}
 	return w, err
+}
+
+// checkListener tells whether name is the number of a listener.
+func checkListener(_, name string) error {
+	if n, err := strconv.Atoi(name); err != nil || n < 1 || strconv.Itoa(n) != name {
+		return fault.Errorf(fault.Usage, "", "", "bad listener %q: it is not a number of 1 and up", name)
+	}
+	return nil
 }
 
 // last says in which state the thing was when it was last looked at.
@@ -227,6 +241,10 @@ func (w *waiter) get(ctx context.Context) (state string, err error) {
 		var s api.Subsystem
 		err = w.client.Get(ctx, api.Path("subsystems", w.name), &s)
 		return stateCreated, err
+	case api.KindListener:
+		var l api.Listener
+		err = w.client.Get(ctx, api.Path("listeners", w.name), &l)
+		return l.State, err
 	}
 	var r api.RuntimeInfo
 	err = w.client.Get(ctx, api.Path("runtime"), &r)

@@ -80,6 +80,7 @@ func (t *Target) enlist(a *association) {
 		a.cntlid = t.lastCNTLID
 	}
 	t.associations[a] = true
+	t.cfg.Changed()
 }
 
 // find returns the association of an I/O queue, or nil.
@@ -322,5 +323,6 @@ func (a *association) leave() {
 	a.t.mu.Lock()
 	delete(a.t.associations, a)
 	a.t.mu.Unlock()
+	a.t.cfg.Changed()
 	a.admin.l.live.Done()
 }

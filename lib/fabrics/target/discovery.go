@@ -139,6 +139,9 @@ func (d *discovery) log() []byte {
 	h := fabrics.DiscoveryHeader{GENCTR: generation, NUMREC: uint64(len(entries))}
 	log := append([]byte(nil), fabrics.Bytes(&h)...)
 	for i := range entries {
+		if entries[i].TRADDR[0] == 0 {
+			entries[i].SetAddress(d.a.admin.local)
+		}
 		log = append(log, fabrics.Bytes(&entries[i])...)
 	}
 	return log

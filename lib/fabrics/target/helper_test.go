@@ -108,6 +108,9 @@ func start(t testing.TB, limits Limits) *fixture {
 				t.Error(err)
 			}
 		}
+		if _, fuzzing := t.(*testing.F); fuzzing {
+			return // which has goroutines and descriptors of its own
+		}
 		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 		// The environment of the volumes keeps one for mem.
 		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= before+1 })

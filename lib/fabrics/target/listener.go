@@ -64,8 +64,12 @@ func (t *Target) Listen(id int, addr netip.AddrPort) (*Listener, error) {
 
 // Addr is where the listener listens; it has the real port.
 func (l *Listener) Addr() netip.AddrPort {
-	at := l.tcp.Addr().(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	return addrPort(l.tcp.Addr())
+}
+
+func addrPort(tcp net.Addr) netip.AddrPort {
+	a := tcp.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 // acceptPause is how long no connection is accepted when there are no descriptors or no memory for one.
@@ -109,8 +113,8 @@ func (l *Listener) hand(conn *net.TCPConn) error {
 		unix.Close(fd)
 		return err
 	}
-	peer := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-	q := newQueue(l, s, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+	q := newQueue(l, s, addrPort(conn.RemoteAddr()))
+	q.local = addrPort(conn.LocalAddr())
 	l.live.Add(1)
 	if err := s.p.Post(func() { q.begin(fd) }); err != nil {
 		unix.Close(fd)

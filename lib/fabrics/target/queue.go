@@ -37,11 +37,12 @@ const (
 
 // queue is a connection: the admin queue of an association or one of its I/O queues.
 type queue struct {
-	t    *Target
-	l    *Listener
-	on   *shard
-	peer netip.AddrPort
-	conn *tcp.Conn
+	t     *Target
+	l     *Listener
+	on    *shard
+	peer  netip.AddrPort
+	local netip.AddrPort // that the host has come to
+	conn  *tcp.Conn
 
 	progress  progress
 	a         *association

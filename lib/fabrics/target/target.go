@@ -44,7 +44,7 @@ type Limits struct {
 	Connections  int           // of the target; 1024
 	Queues       int           // I/O queues of an association; 64
 	QueueEntries int           // of a queue, 32 to 1024; 128
-	InCapsule    int           // bytes of data in a command capsule, at least 4096 and a multiple of 16; 8192
+	InCapsule    int           // bytes of data in a command capsule, at least 4096 and a multiple of 16, for each entry of a queue; 8192
 	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
 	Connection   int           // bytes of them that one connection holds, at least 1 MiB; 8 MiB
 	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
@@ -75,14 +75,17 @@ func (l Limits) withDefaults() Limits {
 // Config of a target.
 type Config struct {
 	Pollers []*poller.Poller // connections are spread over them
-	// Subsystem finds what a host wants to connect to. It is called on a poller and returns at once. Errors: ErrNoSubsystem,
-	// ErrHostNotAllowed; any other means that it is not ready.
+	// Subsystem finds what a host wants to connect to. It is called on a poller and returns at once: it takes no lock that anybody holds
+	// who waits for a poller, as the methods of Target and Listener do. Errors: ErrNoSubsystem, ErrHostNotAllowed; any other means that
+	// it is not ready.
 	Subsystem func(listener int, subNQN, hostNQN string) (*controller.Subsystem, error)
-	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. It is called on
-	// a poller and returns at once.
+	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. An entry without
+	// an address gets the one that the host has come to. It is called as Subsystem is.
 	Discovery func(listener int, hostNQN string) (entries []fabrics.DiscoveryEntry, generation uint64)
-	Limits    Limits
-	Log       *slog.Logger
+	// Changed is told that an association has come or gone. It is called as Subsystem is; nil: nobody wants to know.
+	Changed func()
+	Limits  Limits
+	Log     *slog.Logger // not nil
 }
 
 // Target is a set of listeners and what hosts have connected to them. Methods may be called from any goroutine but a poller's.
@@ -114,6 +117,9 @@ type shard struct {
 
 // New returns a target without listeners.
 func New(cfg Config) *Target {
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
 	return &Target{
 		cfg: cfg, limits: cfg.Limits.withDefaults(),
 		listeners: make(map[*Listener]bool), associations: make(map[*association]bool),
