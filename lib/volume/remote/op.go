@@ -168,6 +168,7 @@ func move(data []byte, s dma.Segment, skip uint64, fromGuest bool) int {
 func (o *op) send() bool {
 	l := o.l
 	if !l.queue.Start(&o.command) {
+		l.queue.Close(errBroken)
 		l.queue = nil
 		o.a = nil
 		return false
