@@ -236,14 +236,14 @@ func TestTransfers(t *testing.T) {
 		}
 	}
 
-	o, c, capsule, data := l.start(nvme.IOWrite, testSize)
+	o, c, capsule, _ := l.start(nvme.IOWrite, testSize)
 	var got []byte
 	for _, n := range []uint32{512, testSize - 512} {
 		l.send(l.r2t(capsule.SQE.CID, uint32(len(got)), n))
 		for end := len(got) + int(n); len(got) < end; {
 			var d fabrics.Data
 			var header []byte
-			header, data = l.receive()
+			header, data := l.receive()
 			copy(fabrics.Bytes(&d), header)
 			got = append(got, data...)
 			if d.Type != fabrics.TypeH2CData || d.CCCID != capsule.SQE.CID || d.TTAG != 77 || int(d.DATAO)+len(data) != len(got) ||
