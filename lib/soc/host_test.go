@@ -111,6 +111,11 @@ func TestHostDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.volume("d2", "mem", "size", "16M")
+	err = r.client().Post(t.Context(), "/v1/subsystems/s1/namespaces", api.NamespaceSpec{Volume: "d2"}, nil)
+	if fault.KindOf(err) != fault.Exists || !strings.Contains(err.Error(), "several hosts") {
+		t.Errorf("a namespace of its own for each of two hosts: %v", err)
+	}
 	err = r.client().Delete(t.Context(), "/v1/subsystems/s1", nil, nil)
 	if fault.KindOf(err) != fault.Exists || !strings.Contains(err.Error(), hostOne) || !strings.Contains(err.Error(), "listener 1") {
 		t.Errorf("deleting what hosts use: %v", err)

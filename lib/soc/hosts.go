@@ -273,7 +273,7 @@ func (r *Runtime) subsystemFor(listener int, subNQN, hostNQN string) (*controlle
 	if s.shared {
 		return s.model, nil
 	}
-	return s.model, s.use.byHost(s.model, r.ports)
+	return s.model, s.use.byHost(s.model, r.ports, r.target)
 }
 
 // discoveryFor returns the records of the discovery log that a host sees at a
@@ -315,7 +315,8 @@ func familyOf(host string) fabrics.AddressFamily {
 
 // use keeps a subsystem that is not shared from having two controllers: those of
 // ports, which come and go with link.Ports, and those of hosts, which the model
-// counts. What was granted but cannot be seen there yet is noted here.
+// counts and the target knows, which has them also over a reset. What was granted
+// but cannot be seen there yet is noted here.
 type use struct {
 	mu      sync.Mutex // held for moments only, since pollers take it
 	port    *link.Port // the last that was told to show the subsystem
@@ -327,7 +328,7 @@ type use struct {
 const grantLimit = 2 * time.Second
 
 // byHost lets a host in, if nobody else is.
-func (u *use) byHost(model *controller.Subsystem, ports *link.Ports) error {
+func (u *use) byHost(model *controller.Subsystem, ports *link.Ports, hosts *target.Target) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, p := range ports.List() {
@@ -336,7 +337,7 @@ func (u *use) byHost(model *controller.Subsystem, ports *link.Ports) error {
 		}
 	}
 	now := time.Now()
-	if u.host(model, now) {
+	if u.host(model, hosts, now) {
 		return errors.New("a host is connected to it, and its namespaces are not shared")
 	}
 	_, u.ever = model.Controllers()
@@ -346,16 +347,16 @@ func (u *use) byHost(model *controller.Subsystem, ports *link.Ports) error {
 
 // host reports whether a host uses the subsystem, which no port does. u.mu is
 // held.
-func (u *use) host(model *controller.Subsystem, now time.Time) bool {
+func (u *use) host(model *controller.Subsystem, hosts *target.Target, now time.Time) bool {
 	n, ever := model.Controllers()
-	return n > 0 || ever == u.ever && now.Sub(u.granted) < grantLimit
+	return n > 0 || ever == u.ever && now.Sub(u.granted) < grantLimit || hosts.Connected(model.NQN)
 }
 
 // byPort gives a port the subsystem, if no host uses it.
-func (u *use) byPort(p *link.Port, model *controller.Subsystem) bool {
+func (u *use) byPort(p *link.Port, model *controller.Subsystem, hosts *target.Target) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if p.Shows() != model && u.host(model, time.Now()) {
+	if p.Shows() != model && u.host(model, hosts, time.Now()) {
 		return false
 	}
 	u.port = p

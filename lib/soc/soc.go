@@ -238,7 +238,7 @@ func (r *Runtime) resolve(p *link.Port) *controller.Subsystem {
 			return nil
 		}
 	}
-	if !s.use.byPort(p, s.model) && !s.shared() {
+	if !s.use.byPort(p, s.model, r.target) && !s.shared() {
 		if !s.waited {
 			r.log.Warn("port waits for a host to leave its subsystem, whose namespaces are not shared", "subsystem", s.rec.Name, "port", p.Name)
 		}

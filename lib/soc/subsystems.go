@@ -346,6 +346,10 @@ func (r *Runtime) addNamespace(name string, in api.NamespaceSpec) (api.Namespace
 	if ns.NSID > controller.MaxNamespaces {
 		return api.Namespace{}, fault.Errorf(fault.Usage, "", "", "nsid %d: the largest is %d", ns.NSID, controller.MaxNamespaces)
 	}
+	if n, _ := s.model.Controllers(); !ns.Shared && max(n, len(r.portsOf(s))) > 1 {
+		return api.Namespace{}, fault.Errorf(fault.Exists, "", "", "subsystem %s is shown to several hosts, and the namespace is not to be shared", s.rec.Name).
+			Hint("--shared lets several hosts see the same blocks")
+	}
 	if err := r.mayUse(s, ns); err != nil {
 		return api.Namespace{}, err
 	}

@@ -16,7 +16,7 @@ type stage uint8
 const (
 	unused    stage = iota
 	arriving        // data of its capsule is
-	pending         // an admin command whose turn has not come
+	pending         // an admin command whose turn has not come, or half of a fused pair
 	executing       // the controller has it, or the volume
 	waiting         // for buffers
 	asked           // the host for its data

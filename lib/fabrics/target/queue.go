@@ -19,6 +19,10 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 )
 
+// adminCapsule is the data that a capsule on an admin queue, or before Connect, may always have (NVMe/TCP Transport Specification,
+// "In-Capsule Data").
+const adminCapsule = 8 << 10
+
 // maxH2CData is the most data of an H2CData PDU (MAXH2CDATA).
 const maxH2CData = 128 << 10
 
@@ -49,13 +53,15 @@ type queue struct {
 	owner     uint64 // whose the data in its buffers is
 	id        uint16
 	entries   int    // records there may be
+	capsule   int    // bytes of data a capsule may have
 	noFlow    bool   // SQ flow control is disabled
 	head      uint16 // SQHD
 	worker    *controller.Worker
 	all       []*command // by index
 	free      []*command
-	memory    []byte // for data in capsules
-	running   int    // records in use
+	memory    []byte   // for data in capsules
+	running   int      // records in use
+	first     *command // half of a fused pair
 	receiving *command
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
@@ -70,12 +76,12 @@ type queue struct {
 }
 
 func newQueue(l *Listener, s *shard, peer netip.AddrPort) *queue {
-	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, owner: l.t.number()}
+	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
 }
 
 // begin serves the connection. It is called on the poller.
 func (q *queue) begin(fd int) {
-	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: uint32(q.t.limits.InCapsule), MaxData: maxH2CData}
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: uint32(q.capsule), MaxData: maxH2CData}
 	out := fabrics.Framing{From: fabrics.FromController, Align: 4}
 	conn, err := q.on.set.Add(fd, in, out, q)
 	if err != nil {
@@ -107,7 +113,7 @@ func (q *queue) take() *command {
 
 // record makes a record. The first is there before Connect, and has memory of its own.
 func (q *queue) record() *command {
-	size := q.t.limits.InCapsule
+	size := q.capsule
 	c := &command{q: q, index: uint16(len(q.all)), buffers: make([]*buffer, 0, maxBuffers)}
 	if c.index == 0 {
 		c.inline = make([]byte, size)
@@ -125,8 +131,12 @@ func (q *queue) record() *command {
 // resize sets how many entries the queue has, when it is connected.
 func (q *queue) resize(entries int) error {
 	var err error
+	if q.id != 0 {
+		q.capsule = q.t.limits.InCapsule
+		q.conn.In.MaxCapsule = uint32(q.capsule)
+	}
 	if entries > 1 {
-		q.memory, err = unix.Mmap(-1, 0, (entries-1)*q.t.limits.InCapsule, unix.PROT_READ|unix.PROT_WRITE,
+		q.memory, err = unix.Mmap(-1, 0, (entries-1)*q.capsule, unix.PROT_READ|unix.PROT_WRITE,
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	}
 	if err == nil {
@@ -274,9 +284,23 @@ func (q *queue) execute(c *command) {
 	case q.id == 0:
 		q.adminCommand(c)
 	default:
-		c.SQID = q.id
-		q.worker.Execute(&c.Command)
+		q.ioCommand(c)
 	}
+}
+
+// ioCommand executes an I/O command. The first half of a fused pair waits for what comes next in the queue: the controller wants both in
+// one turn, and capsules may arrive apart.
+func (q *queue) ioCommand(c *command) {
+	c.SQID = q.id
+	if first := q.first; first != nil {
+		q.first, first.stage = nil, executing
+		q.worker.Execute(&first.Command)
+	}
+	if c.SQE.Fuse() == nvme.FuseFirst {
+		q.first, c.stage = c, pending
+		return
+	}
+	q.worker.Execute(&c.Command)
 }
 
 // refuse ends a command that is not executed.
@@ -338,7 +362,7 @@ func (q *queue) Run() {
 func (q *queue) Closed(err error) {
 	q.dead = true
 	q.report(err)
-	q.line = nil
+	q.line, q.first = nil, nil
 	for _, c := range q.all {
 		c.drop()
 	}

@@ -44,7 +44,7 @@ type Limits struct {
 	Connections  int           // of the target; 1024
 	Queues       int           // I/O queues of an association; 64
 	QueueEntries int           // of a queue, 32 to 1024; 128
-	InCapsule    int           // bytes of data in a command capsule, at least 4096 and a multiple of 16, for each entry of a queue; 8192
+	InCapsule    int           // bytes of data in a capsule of an I/O queue, 512 to 65536, for each of its entries; 8192
 	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
 	Connection   int           // bytes of them that one connection holds, at least 1 MiB; 8 MiB
 	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
@@ -62,8 +62,8 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Queues, 64, 1)
 	set(&l.QueueEntries, 128, fabrics.MinAdminQueue)
 	l.QueueEntries = min(l.QueueEntries, 1024)
-	set(&l.InCapsule, 8192, 4096)
-	l.InCapsule &^= 15
+	set(&l.InCapsule, 8192, 512)
+	l.InCapsule = min(l.InCapsule, 64<<10) &^ 15
 	set(&l.Memory, 64<<20, 4<<20)
 	set(&l.Connection, 8<<20, 1<<20)
 	if l.Patience == 0 {
@@ -187,6 +187,12 @@ func (t *Target) sweep(ctx context.Context, shards []*shard) {
 			return
 		case <-tick.C:
 		}
+		t.mu.Lock()
+		idle := t.connections == 0
+		t.mu.Unlock()
+		if idle {
+			continue // nobody is woken for nothing
+		}
 		for _, s := range shards {
 			_ = s.p.Post(func() { s.sweep(t.limits.Patience) })
 		}
@@ -223,6 +229,19 @@ func (t *Target) present() []*association {
 	return list
 }
 
+// Connected reports whether a host has an association with the subsystem, also while its controller is being reset. It may be called on a
+// poller.
+func (t *Target) Connected(subNQN string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a := range t.associations {
+		if a.subNQN == subNQN {
+			return true
+		}
+	}
+	return false
+}
+
 // Disconnect ends the associations that match says, and returns how many. Their hosts may connect again. It does not wait.
 func (t *Target) Disconnect(match func(Association) bool) int {
 	n := 0
@@ -237,7 +256,7 @@ func (t *Target) Disconnect(match func(Association) bool) int {
 
 var errDisconnected = errors.New("disconnected by the target")
 
-// Close ends all listeners and connections, and returns when no command is in flight. A second Close does nothing.
+// Close ends all listeners and connections, and returns when no command is in flight. The pollers still run. A second Close does nothing.
 func (t *Target) Close() {
 	t.mu.Lock()
 	t.closed = true

@@ -160,3 +160,69 @@ func TestNoLeak(t *testing.T) {
 		admin.Conn.Close()
 	}
 }
+
+// TestCapsuleSize: what an I/O queue takes in a capsule is a limit of the target; an admin queue takes 8 KiB.
+func TestCapsuleSize(t *testing.T) {
+	f := start(t, Limits{InCapsule: 1030})
+	admin := f.enabled(t, fabricstest.Options{})
+	var id nvme.IdentifyController
+	r := fabricstest.Request{From: nvme.Bytes(&id)}
+	nvme.Identify{CNS: nvme.CNSController}.Put(&r.SQE)
+	if st := admin.Do(&r); st != 0 || id.IOCCSZ != (64+1024)/16 {
+		t.Errorf("%v, IOCCSZ %d", st, id.IOCCSZ)
+	}
+	set := fabricstest.Request{To: make([]byte, 8192)}
+	nvme.SetFeatures{FID: nvme.FeatHostBehavior}.Put(&set.SQE)
+	if st := admin.Do(&set); st != 0 {
+		t.Errorf("8 KiB on the admin queue: %v", st)
+	}
+	q := f.io(t, admin, fabricstest.Options{InCapsule: 1024}, 1, 0)
+	f.verify(t, q, 0, 1024, false)
+	f.verify(t, q, 0, 1536, false)
+	q.Options.InCapsule = 1536
+	q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 1, 0, 1536), To: make([]byte, 1536)})
+	if v := q.Violation(); v != (fabrics.Violation{FES: fabrics.FESInvalidHeader, FEI: 4}) {
+		t.Errorf("too much in a capsule: %v", v)
+	}
+}
+
+// TestFused: the halves of a pair may arrive apart.
+func TestFused(t *testing.T) {
+	f := start(t, Limits{})
+	admin := f.enabled(t, fabricstest.Options{})
+	q := f.io(t, admin, fabricstest.Options{}, 1, 0)
+	before, after := pattern(1, 512), pattern(2, 512)
+	half := func(op nvme.IOOpcode, fuse nvme.Fuse, data []byte) *fabricstest.Request {
+		t.Helper()
+		r := &fabricstest.Request{SQE: rw(op, 1, 0, 512), To: data}
+		r.SQE.SetFuse(fuse)
+		q.Start(r)
+		f.identify(t, admin) // some turns later
+		return r
+	}
+	both := func(a, b *fabricstest.Request) (nvme.Status, nvme.Status) {
+		t.Helper()
+		for range 2 {
+			if _, err := q.Next(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return a.CQE.StatusField().Code(), b.CQE.StatusField().Code()
+	}
+	if st := q.Do(&fabricstest.Request{SQE: rw(nvme.IOWrite, 1, 0, 512), To: before}); st != 0 {
+		t.Fatal(st)
+	}
+	if a, b := both(half(nvme.IOCompare, nvme.FuseFirst, before), half(nvme.IOWrite, nvme.FuseSecond, after)); a != 0 || b != 0 {
+		t.Errorf("pair: %v, %v", a, b)
+	}
+	if a, b := both(half(nvme.IOCompare, nvme.FuseFirst, before), half(nvme.IOWrite, nvme.FuseSecond, before)); a != nvme.StatusCompareFailure || b != nvme.StatusAbortedFailedFused {
+		t.Errorf("pair that does not match: %v, %v", a, b)
+	}
+	r := fabricstest.Request{SQE: rw(nvme.IORead, 1, 0, 512), From: make([]byte, 512)}
+	alone := half(nvme.IOCompare, nvme.FuseFirst, after)
+	q.Start(&r)
+	if a, b := both(alone, &r); a != nvme.StatusAbortedMissingFused || b != 0 || !bytes.Equal(r.From, after) {
+		t.Errorf("first half alone: %v; then: %v, what was written is there: %v", a, b, bytes.Equal(r.From, after))
+	}
+	half(nvme.IOCompare, nvme.FuseFirst, after) // and the connection ends
+}

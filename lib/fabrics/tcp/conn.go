@@ -109,6 +109,7 @@ func (c *Conn) receive(budget int) (done int) {
 			c.r, c.w = 0, 0 // and a peer that goes on sending is not given more time
 			continue
 		}
+		c.set.p.Tick() // commands are counted from now on
 		c.moved = c.set.p.Now()
 		c.parse()
 	}
