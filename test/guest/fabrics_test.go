@@ -28,6 +28,16 @@ const gateway = "10.0.2.2"
 
 // A stock kernel discovers a subsystem over NVMe/TCP, connects without and with digests and flow control, puts a file system on it, and lets go.
 func TestFabrics(t *testing.T) {
+	kernels := []guest.Kernel{guest.KernelCloud}
+	if all {
+		kernels = append(kernels, guest.KernelBackports)
+	}
+	for _, kernel := range kernels {
+		t.Run(string(kernel), func(t *testing.T) { testFabrics(t, kernel) })
+	}
+}
+
+func testFabrics(t *testing.T, kernel guest.Kernel) {
 	uuid := nvme.NewUUID()
 	spec := &volume.Spec{Name: "d1", Options: map[string]string{"size": "64M", "path": filepath.Join(t.TempDir(), "d1.img")}}
 	v, err := file.Kind.Make(t.Context(), volumetest.NewEnv(t, t.TempDir()), spec)
@@ -78,6 +88,7 @@ func TestFabrics(t *testing.T) {
 	}
 	port = fmt.Sprint(listener.Addr().Port())
 	result, err := guest.Run(t.Context(), guest.Config{
+		Kernel:   kernel,
 		QEMUArgs: []string{"-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="},
 		Job: functions + fmt.Sprintf(`
 nqn=%s

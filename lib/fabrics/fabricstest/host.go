@@ -41,7 +41,6 @@ type Queue struct {
 	r       *bufio.Reader
 	nextCID uint16
 	pending map[uint16]*Request
-	Heads   int // responses seen, CapsuleResp
 	buf     []byte
 	scratch []byte
 	held    []byte // what is to be written
@@ -248,7 +247,6 @@ func (q *Queue) handle(pdu *PDU) (*Request, error) {
 		}
 		r.CQE = resp.CQE
 		delete(q.pending, resp.CQE.CID)
-		q.Heads++
 		return r, nil
 	case fabrics.TypeC2HData:
 		return q.data(pdu)

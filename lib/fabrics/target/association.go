@@ -44,6 +44,7 @@ type association struct {
 	discovery *discovery // or that
 	queues    map[uint16]*queue
 	count     atomic.Int32 // of queues, for anybody
+	held      []int        // bytes of the pool by shard; each for its poller
 
 	cc        nvme.CC
 	csts      nvme.CSTS
@@ -235,7 +236,9 @@ func (a *association) shutdown() {
 func (a *association) closeQueues(err error) {
 	for _, q := range a.queues {
 		_ = q.on.p.Post(func() {
-			if q.conn != nil {
+			if err == errDisconnected {
+				q.conn.Finish(err)
+			} else {
 				q.conn.Close(err)
 			}
 		})
@@ -276,11 +279,16 @@ func (a *association) end(err error) {
 		a.t.cfg.Log.Warn("host has not kept its association alive", "host", a.hostNQN, "subsystem", a.subNQN)
 	}
 	a.csts = 0
-	a.closeQueues(errAssociationEnded)
 	if a.discovery != nil {
 		a.discovery.stop()
 	}
-	a.admin.conn.Close(errAssociationEnded)
+	if err == errDisconnected {
+		a.closeQueues(errDisconnected)
+		a.admin.conn.Finish(errDisconnected)
+	} else {
+		a.closeQueues(errAssociationEnded)
+		a.admin.conn.Close(errAssociationEnded)
+	}
 	a.settle()
 }
 

@@ -38,6 +38,7 @@ type command struct {
 	got     uint32 // of them received
 	last    bool   // the H2CData being received says it is the last
 	buffers []*buffer
+	held    *int // counts their bytes
 
 	// next goes on when data is there, in place of the controller.
 	next  func(nvme.Status)

@@ -135,7 +135,7 @@ func (q *queue) connectAdmin(c *command, r request) {
 	}
 	a := &association{
 		t: q.t, admin: q, since: time.Now(), hostNQN: r.hostNQN, subNQN: r.subNQN, hostID: r.hostID, kato: r.KATO,
-		queues: make(map[uint16]*queue),
+		queues: make(map[uint16]*queue), held: make([]int, len(q.t.cfg.Pollers)),
 	}
 	if r.subNQN == fabrics.DiscoveryNQN {
 		a.discovery = newDiscovery(a)
@@ -225,7 +225,7 @@ func (q *queue) joined(c *command, a *association, ctrl *controller.Controller, 
 
 // accept ends a Connect that succeeds.
 func (q *queue) accept(c *command, a *association, r request) {
-	q.a, q.id, q.owner = a, r.QID, a.id
+	q.a, q.id, q.owner, q.held = a, r.QID, a.id, &a.held[q.on.index]
 	q.noFlow = r.CATTR&fabrics.CATTRNoFlowControl != 0
 	q.progress = live
 	if err := q.resize(int(r.SQSIZE) + 1); err != nil {

@@ -160,8 +160,8 @@ func (l *Listener) Associations() []Association {
 
 var errListenerClosed = errors.New("the listener was closed")
 
-// Close ends the listener and the connections made through it, and returns when none of their commands is in flight. A second Close does
-// nothing.
+// Close ends the listener and the connections made through it, and returns when none of their commands is in flight. Hosts have some two
+// seconds to end their side: Linux retries what it was sending then, while a reset makes it fail. A second Close does nothing.
 func (l *Listener) Close() {
 	_ = l.tcp.Close() // the second time it is closed already
 	<-l.done
@@ -173,7 +173,7 @@ func (l *Listener) Close() {
 		_ = s.p.Post(func() {
 			for q := range s.queues {
 				if q.l == l {
-					q.conn.Close(errListenerClosed)
+					q.conn.Finish(errListenerClosed)
 				}
 			}
 		})

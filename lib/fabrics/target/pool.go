@@ -32,7 +32,7 @@ type buffer struct {
 type pool struct {
 	p       *poller.Poller
 	memory  []byte
-	share   int // bytes that one connection may hold
+	share   int // bytes that one association may hold
 	small   []*buffer
 	large   []*buffer
 	waiting []*command // oldest first
@@ -67,7 +67,7 @@ type shortage uint8
 const (
 	enough shortage = iota
 	ofPool
-	ofShare // its connection holds too much
+	ofShare // its association holds too much
 )
 
 // take gives a command the buffers for n bytes and makes them its Segments.
@@ -78,7 +78,7 @@ func (l *pool) take(c *command, n uint32) shortage {
 	}
 	count := (int(n) + size - 1) / size
 	switch {
-	case c.q.held > 0 && c.q.held+count*size > l.share:
+	case *c.q.held > 0 && *c.q.held+count*size > l.share:
 		return ofShare
 	case count > len(*free):
 		return ofPool
@@ -86,7 +86,8 @@ func (l *pool) take(c *command, n uint32) shortage {
 	at := len(*free) - count
 	c.buffers = append(c.buffers[:0], (*free)[at:]...)
 	*free = (*free)[:at]
-	c.q.held += count * size
+	c.held = c.q.held
+	*c.held += count * size
 	c.Segments = c.Segments[:0]
 	for _, b := range c.buffers {
 		if b.owner != c.q.owner {
@@ -108,7 +109,7 @@ func (l *pool) give(c *command) {
 		return
 	}
 	size := int(c.buffers[0].segment.Len)
-	c.q.held -= len(c.buffers) * size
+	*c.held -= len(c.buffers) * size
 	if size == smallBuffer {
 		l.small = append(l.small, c.buffers...)
 	} else {
@@ -144,7 +145,7 @@ func (l *pool) leave(c *command) {
 	}
 }
 
-// Run implements poller.Runnable: it gives buffers to those that wait, in their order. A connection that holds its share is passed over;
+// Run implements poller.Runnable: it gives buffers to those that wait, in their order. One whose association holds its share is passed over;
 // if the pool has not enough, all wait.
 func (l *pool) Run() {
 	l.queued = false

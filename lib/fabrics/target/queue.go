@@ -65,7 +65,8 @@ type queue struct {
 	receiving *command
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
-	held      int           // bytes of the pool
+	own       int           // bytes of the pool held before Connect
+	held      *int          // that, or what the association holds on this poller
 	dead      bool
 	ended     bool
 
@@ -76,7 +77,9 @@ type queue struct {
 }
 
 func newQueue(l *Listener, s *shard, peer netip.AddrPort) *queue {
-	return &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
+	q := &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
+	q.held = &q.own
+	return q
 }
 
 // begin serves the connection. It is called on the poller.
@@ -375,7 +378,7 @@ func (q *queue) Closed(err error) {
 // report logs why a connection has ended, if that is not the host's wish.
 func (q *queue) report(err error) {
 	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, errDisconnect), errors.Is(err, errListenerClosed), errors.Is(err, errAssociationEnded):
+	case errors.Is(err, io.EOF), errors.Is(err, errDisconnect), errors.Is(err, errListenerClosed), errors.Is(err, errDisconnected), errors.Is(err, errAssociationEnded), errors.Is(err, errReset):
 	default:
 		q.l.seldom("connection ended", "peer", q.peer, "queue", q.id, "err", err)
 	}

@@ -16,7 +16,7 @@ import (
 
 // TestStorm has hosts connect, write, read, reset and go at any time, all at once. What one has written it reads, and nothing is left behind.
 func TestStorm(t *testing.T) {
-	f := start(t, Limits{Memory: 4 << 20, Connection: 1 << 20})
+	f := start(t, Limits{Memory: 16 << 20, Share: 1 << 20})
 	t.Run("hosts", func(t *testing.T) {
 		for host := range 6 {
 			t.Run(fmt.Sprint(host), func(t *testing.T) {
@@ -58,7 +58,8 @@ func (f *fixture) visit(t *testing.T, r *rand.Rand, host int) {
 	if r.IntN(2) == 0 {
 		admin.Start(&event)
 	}
-	for qid := uint16(1); qid <= 1+uint16(r.IntN(3)); qid++ {
+	queues := 1 + uint16(r.IntN(3))
+	for qid := uint16(1); qid <= queues; qid++ {
 		q := f.io(t, admin, o, qid, uint8(r.IntN(2))*fabrics.CATTRNoFlowControl)
 		base := host * 8 << 20
 		requests := make([]fabricstest.Request, 1+r.IntN(32))
@@ -84,14 +85,11 @@ func (f *fixture) visit(t *testing.T, r *rand.Rand, host int) {
 				t.Fatalf("read of %d bytes: %v", n, read.CQE.StatusField())
 			}
 		}
-		// Something is always in flight at the end: held by the volume, waiting for buffers, or for data that never comes.
-		for range r.IntN(8) {
-			n := 512 << r.IntN(12)
-			q.Start(&fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, n), From: make([]byte, n)})
-			q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 3, 0, n), To: make([]byte, n)})
-		}
+		hold(q, r.IntN(8), 512<<r.IntN(5)) // not so much that there is not enough left
 		if r.IntN(3) == 0 {
 			q.Conn.Close()
+		} else if qid == queues {
+			hold(q, r.IntN(8), 1<<20)
 		}
 	}
 	switch r.IntN(3) {
@@ -110,5 +108,14 @@ func (f *fixture) visit(t *testing.T, r *rand.Rand, host int) {
 		}
 	case 1:
 		f.target.Disconnect(func(a Association) bool { return a.CNTLID == admin.CNTLID })
+	}
+}
+
+// hold starts reads and writes of n bytes that are in flight at the end: held by the volume, waiting for buffers, or for data that never
+// comes.
+func hold(q *fabricstest.Queue, count, n int) {
+	for range count {
+		q.Start(&fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, n), From: make([]byte, n)})
+		q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 3, 0, n), To: make([]byte, n)})
 	}
 }

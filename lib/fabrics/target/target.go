@@ -46,7 +46,7 @@ type Limits struct {
 	QueueEntries int           // of a queue, 32 to 1024; 128
 	InCapsule    int           // bytes of data in a capsule of an I/O queue, 512 to 65536, for each of its entries; 8192
 	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
-	Connection   int           // bytes of them that one connection holds, at least 1 MiB; 8 MiB
+	Share        int           // bytes of them that one association holds, at least 1 MiB; 8 MiB
 	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
 }
 
@@ -65,7 +65,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.InCapsule, 8192, 512)
 	l.InCapsule = min(l.InCapsule, 64<<10) &^ 15
 	set(&l.Memory, 64<<20, 4<<20)
-	set(&l.Connection, 8<<20, 1<<20)
+	set(&l.Share, 8<<20, 1<<20)
 	if l.Patience == 0 {
 		l.Patience = 30 * time.Second
 	}
@@ -108,9 +108,10 @@ type Target struct {
 
 // shard is the target's part on one poller.
 type shard struct {
-	p    *poller.Poller
-	set  *tcp.Set
-	pool *pool
+	index int
+	p     *poller.Poller
+	set   *tcp.Set
+	pool  *pool
 	// queues are those on this poller.
 	queues map[*queue]bool
 }
@@ -137,8 +138,8 @@ func (t *Target) start() error {
 	if t.shards != nil {
 		return nil
 	}
-	for _, p := range t.cfg.Pollers {
-		s, err := newShard(p, t.limits)
+	for i, p := range t.cfg.Pollers {
+		s, err := newShard(i, p, t.limits)
 		if err != nil {
 			t.stop()
 			return err
@@ -151,10 +152,10 @@ func (t *Target) start() error {
 	return nil
 }
 
-func newShard(p *poller.Poller, limits Limits) (*shard, error) {
-	s := &shard{p: p, queues: make(map[*queue]bool)}
+func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
+	s := &shard{index: index, p: p, queues: make(map[*queue]bool)}
 	var err error
-	if s.pool, err = newPool(p, limits.Memory, limits.Connection); err != nil {
+	if s.pool, err = newPool(p, limits.Memory, limits.Share); err != nil {
 		return nil, err
 	}
 	if doErr := p.Do(func() { s.set, err = tcp.NewSet(p) }); doErr != nil {

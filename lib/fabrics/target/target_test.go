@@ -98,9 +98,9 @@ func TestHeads(t *testing.T) {
 	}
 }
 
-// TestMany has as many commands in flight as the queue has entries, more data than one connection may hold among them.
+// TestMany has as many commands in flight as the queue has entries, more data than an association may hold among them.
 func TestMany(t *testing.T) {
-	f := start(t, Limits{Memory: 4 << 20, Connection: 1 << 20})
+	f := start(t, Limits{Memory: 4 << 20, Share: 1 << 20})
 	admin := f.enabled(t, fabricstest.Options{})
 	for qid := uint16(1); qid <= 3; qid++ {
 		q := f.io(t, admin, fabricstest.Options{DataDigest: qid == 2}, qid, fabrics.CATTRNoFlowControl)
@@ -131,6 +131,24 @@ func TestMany(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestShare: a host that holds all it may, with more waiting, is not in the way of others.
+func TestShare(t *testing.T) {
+	f := start(t, Limits{Memory: 8 << 20, Share: 1 << 20})
+	greedy, other := f.enabled(t, fabricstest.Options{}), f.enabled(t, fabricstest.Options{})
+	for qid := uint16(1); qid <= 4; qid++ {
+		hold(f.io(t, greedy, fabricstest.Options{}, qid, 0), 4, dma.MaxTransfer)
+	}
+	waitFor(t, "a read on each poller", func() bool { return f.holder.count.Load() == 2 })
+	for qid := uint16(1); qid <= 2; qid++ {
+		q := f.io(t, other, fabricstest.Options{}, qid, 0)
+		f.verify(t, q, 0, dma.MaxTransfer, false)
+		f.verify(t, q, 0, 16384, false)
+	}
+	if n := f.holder.count.Load(); n != 2 {
+		t.Errorf("%d requests of the greedy one are in flight", n)
 	}
 }
 

@@ -289,12 +289,13 @@ func (c *Conn) Violate(v fabrics.Violation, cite []byte) {
 }
 
 // Finish ends the connection when what is queued has been sent: the handler is told err when the peer has ended its direction, too, or has
-// not for the patience of Sweep.
+// not for a second (Sweep). What the peer still sends is dropped. A peer that is in the middle of sending takes this better than the
+// reset that Close may be.
 func (c *Conn) Finish(err error) {
 	if c.closed || c.shut {
 		return
 	}
-	c.err, c.shut = err, true
+	c.err, c.shut, c.moved = err, true, c.set.p.Now()
 	c.into, c.stage, c.r, c.w = nil, header, 0, 0
 	c.set.write(c)
 }

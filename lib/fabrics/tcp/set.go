@@ -196,14 +196,21 @@ func (s *Set) Fault() {}
 // ErrStalled ends a connection whose peer does not go on.
 var ErrStalled = errors.New("the peer has stalled")
 
-// Sweep closes, with ErrStalled, connections that are in the middle of something and on which nothing has moved for patience. They are
-// those that Handler.Waiting says, with a PDU received or sent in part, or that were given up.
+// lingering is how long a connection that this side has ended waits for the other to do so.
+const lingering = time.Second
+
+// Sweep closes, with ErrStalled, connections that are in the middle of something and on which nothing has moved for patience: those that
+// Handler.Waiting says, and those with a PDU received or sent in part. Finished ones are closed after a second.
 func (s *Set) Sweep(patience time.Duration) {
 	for _, c := range s.conns {
 		if c == nil || c.closed {
 			continue
 		}
-		if (c.first != nil || c.shut || c.midway() || c.h.Waiting()) && s.p.Now()-c.moved > patience {
+		limit := patience
+		if c.shut {
+			limit = min(patience, lingering)
+		}
+		if (c.first != nil || c.shut || c.midway() || c.h.Waiting()) && s.p.Now()-c.moved > limit {
 			c.Close(ErrStalled)
 		}
 	}
