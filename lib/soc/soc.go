@@ -68,6 +68,7 @@ type Runtime struct {
 
 	refreshes sync.WaitGroup // goroutines that have ports look for their subsystem
 	changes   sync.WaitGroup // and those that change volumes for hosts
+	watches   sync.WaitGroup // and those that show what becomes of volumes
 
 	protecting sync.Mutex // a host's change of write protection; before mu
 
@@ -129,6 +130,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer r.stopPollers()
 	r.ports = link.NewPorts(r.pollers, r.resolve)
+	defer r.watches.Wait()
 	r.target = r.newTarget()
 	defer r.closeVolumes()
 	if err := r.load(ctx); err != nil {

@@ -21,13 +21,15 @@ import (
 	"github.com/leapio/leapio/lib/volume/file"
 	"github.com/leapio/leapio/lib/volume/mem"
 	"github.com/leapio/leapio/lib/volume/null"
+	"github.com/leapio/leapio/lib/volume/remote"
 )
 
 // kinds are the kinds of volumes this build knows.
 var kinds = map[string]volume.Kind{
-	file.Kind.Name: file.Kind,
-	mem.Kind.Name:  mem.Kind,
-	null.Kind.Name: null.Kind,
+	file.Kind.Name:   file.Kind,
+	mem.Kind.Name:    mem.Kind,
+	null.Kind.Name:   null.Kind,
+	remote.Kind.Name: remote.Kind,
 }
 
 // States of a volume, as facts and events say them.
@@ -47,10 +49,36 @@ type vol struct {
 }
 
 func (v *vol) state() (state, reason string) {
-	if v.err != nil {
-		return volumeFailed, v.err.Error()
+	err := v.err
+	if reporter, ok := v.volume.(volume.Reporter); ok && err == nil {
+		err = reporter.Err()
+	}
+	if err != nil {
+		return volumeFailed, err.Error()
 	}
 	return volumeReady, ""
+}
+
+// watch shows the changes of a volume that can lose its medium, until it is
+// closed. r.mu is held.
+func (r *Runtime) watch(v *vol) {
+	reporter, ok := v.volume.(volume.Reporter)
+	if !ok {
+		return
+	}
+	before, _ := v.state()
+	r.watches.Go(func() {
+		for range reporter.Changes() {
+			r.mu.Lock()
+			now, reason := v.state()
+			if r.volumes[v.spec.Name] == v && now != before {
+				r.showVolume(v)
+				r.publish(api.KindVolume, v.spec.Name, now, reason)
+			}
+			r.mu.Unlock()
+			before = now
+		}
+	})
 }
 
 // load makes what the state file says exists. A volume that cannot be opened
@@ -72,6 +100,7 @@ func (r *Runtime) load(ctx context.Context) error {
 			r.log.Error("volume cannot be opened", "volume", spec.Name, "err", v.err)
 		}
 		r.volumes[spec.Name] = v
+		r.watch(v)
 	}
 	for _, s := range rec.Subsystems {
 		r.subsystems[s.Name] = r.revive(s)
@@ -154,6 +183,7 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 		return api.Volume{}, err
 	}
 	r.showVolume(v)
+	r.watch(v)
 	r.publish(api.KindVolume, in.Name, volumeReady, "")
 	return r.describeVolume(v), nil
 }

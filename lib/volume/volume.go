@@ -158,6 +158,16 @@ type Reshaper interface {
 	Trim() error
 }
 
+// Reporter is a volume that can lose its medium, and find it again.
+type Reporter interface {
+	Volume
+	// Err returns why there is no medium now; nil: there is one.
+	Err() error
+	// Changes returns what receives after Err may have changed, and is closed
+	// by Close. It is for one receiver.
+	Changes() <-chan struct{}
+}
+
 // Queue is one poller's way to a volume. All methods are called on that poller.
 type Queue interface {
 	// Submit starts r. It never blocks and r.Owner is told the end, once.

@@ -3,11 +3,14 @@
 
 // Package host is NVMe over Fabrics from the host's side.
 //
-//	admin.go  an admin queue that executes one command at a time
-//	pdu.go    the PDUs below it
+//	admin.go   an admin queue that executes one command at a time
+//	pdu.go     the PDUs below it
+//	socket.go  connects I/O queues, blocking
+//	queue.go   an I/O queue on a poller
 //
 // An [Admin] is for looking: whether a controller answers, what it is, what it
-// has in its discovery log. It blocks, and has no I/O queues.
+// has in its discovery log. It blocks. The I/O queues of its association are
+// connected by blocking calls, too, and then served by pollers: a [Queue].
 package host
 
 import (
@@ -57,6 +60,7 @@ type Admin struct {
 	timeout time.Duration
 	step    func(string, time.Duration)
 	cntlid  uint16
+	cap     nvme.CAP // since Enable
 }
 
 // queueSize is the number of entries of the admin queue: the fewest there may be.
@@ -80,6 +84,12 @@ func Connect(ctx context.Context, addr fabrics.Address, o Options) (*Admin, erro
 	if addr.NQN == "" {
 		addr.NQN = fabrics.DiscoveryNQN
 	}
+	c := fabrics.ConnectCommand{SQSIZE: queueSize - 1, KATO: uint32(o.KeepAlive.Milliseconds())}
+	return dial(ctx, addr, o, c, fabrics.CNTLIDDynamic)
+}
+
+// dial connects to the controller and makes the queue that c asks for.
+func dial(ctx context.Context, addr fabrics.Address, o Options, c fabrics.ConnectCommand, cntlid uint16) (*Admin, error) {
 	if o.Step == nil {
 		o.Step = func(string, time.Duration) {}
 	}
@@ -99,7 +109,7 @@ func Connect(ctx context.Context, addr fabrics.Address, o Options) (*Admin, erro
 	if err = a.within(ctx, func() error { return a.initialize(o.HeaderDigest, o.DataDigest) }); err == nil {
 		a.step(StepInitialize, time.Since(start))
 		start = time.Now()
-		err = a.connect(ctx, addr.NQN, o)
+		err = a.connect(ctx, addr.NQN, o, c, cntlid)
 	}
 	if err != nil {
 		conn.Close()
@@ -131,11 +141,11 @@ func (a *Admin) within(ctx context.Context, f func() error) error {
 	return err
 }
 
-// connect is the Fabrics command Connect for the admin queue.
-func (a *Admin) connect(ctx context.Context, subNQN string, o Options) error {
+// connect is the Fabrics command Connect.
+func (a *Admin) connect(ctx context.Context, subNQN string, o Options, cmd fabrics.ConnectCommand, cntlid uint16) error {
 	var e nvme.SQE
-	fabrics.ConnectCommand{SQSIZE: queueSize - 1, KATO: uint32(o.KeepAlive.Milliseconds())}.Put(&e)
-	data := fabrics.ConnectData{HOSTID: o.HostID, CNTLID: fabrics.CNTLIDDynamic}
+	cmd.Put(&e)
+	data := fabrics.ConnectData{HOSTID: o.HostID, CNTLID: cntlid}
 	nvme.SetNQN(&data.SUBNQN, subNQN)
 	nvme.SetNQN(&data.HOSTNQN, o.HostNQN)
 	c, err := a.Do(ctx, "Connect", e, fabrics.Bytes(&data), nil)
@@ -185,7 +195,8 @@ func (a *Admin) Enable(ctx context.Context) error {
 	if err := a.setProperty(ctx, nvme.RegCC, uint64(cc)); err != nil {
 		return err
 	}
-	limit := nvme.CAP(raw).Timeout()
+	a.cap = nvme.CAP(raw)
+	limit := a.cap.Timeout()
 	for end := time.Now().Add(limit); ; {
 		raw, err := a.property(ctx, nvme.RegCSTS, false)
 		if err != nil {

@@ -20,6 +20,7 @@ type pdus struct {
 	conn    net.Conn
 	in, out fabrics.Framing
 	last    uint16 // CID
+	maxH2C  uint32 // MAXH2CDATA
 }
 
 // maxData is the most data of one C2HData.
@@ -56,7 +57,7 @@ func (p *pdus) initialize(headerDigest, dataDigest bool) error {
 		return fault.Errorf(fault.Peer, "", "", "initializing the connection: ICResp with PFV %d, CPDA %d, DGST %d, MAXH2CDATA %d",
 			resp.PFV, resp.CPDA, resp.DGST, resp.MAXH2CDATA)
 	}
-	p.out.Align = fabrics.Align(resp.CPDA)
+	p.out.Align, p.maxH2C = fabrics.Align(resp.CPDA), resp.MAXH2CDATA
 	for _, f := range []*fabrics.Framing{&p.in, &p.out} {
 		f.HeaderDigest = resp.DGST&fabrics.DGSTHeader != 0
 		f.DataDigest = resp.DGST&fabrics.DGSTData != 0

@@ -37,6 +37,7 @@ type command struct {
 	ranges []dma.Range
 
 	abandoned bool   // not executed and not published: left to a successor
+	left      bool   // cancelled because this runtime stops: if that aborts it, it is left to a successor
 	abort     *abort // an Abort command waits for the end
 }
 
@@ -174,6 +175,9 @@ func (c *command) Complete() {
 		l.lists = append(l.lists, c.long)
 		c.long = nil
 	}
+	if c.left && c.abort == nil && c.Status.Code() == nvme.StatusAbortRequested {
+		c.abandoned = true
+	}
 	if len(c.ranges) > 0 && c.Status == nvme.StatusSuccess && !l.dead && !c.abandoned {
 		c.Status = c.copyBack()
 	}
@@ -187,7 +191,7 @@ func (c *command) Complete() {
 	if c.abort != nil {
 		c.abort.ended(c)
 	}
-	c.abandoned = false
+	c.abandoned, c.left = false, false
 	q := c.sq
 	c.sq = nil
 	l.free = append(l.free, c)

@@ -437,11 +437,31 @@ func (l *lane) quit(publish bool) {
 		c.Ready(nvme.StatusCommandInterrupted)
 	}
 	if publish {
+		time.AfterFunc(drain, func() { _ = l.p.Post(l.leave) }) // the poller may have stopped after the lane
 		return
 	}
 	for _, c := range l.all {
 		if c.sq != nil && c.sq.ID == 0 {
 			c.Cancel() // a reset does not wait for a Format
+		}
+	}
+}
+
+// drain is how long a clean stop waits for commands before it leaves them to a
+// successor: a volume whose medium is away may hold them for long.
+const drain = time.Second
+
+// leave cancels what is still in execution at a clean stop. A command that ends
+// aborted is not published: its slot stays taken, and a successor executes it
+// again, as after a kill. Fused pairs are waited for: their halves go together.
+func (l *lane) leave() {
+	if l.idle == nil {
+		return // it has ended
+	}
+	for _, c := range l.all {
+		if c.sq != nil && c.sq.ID != 0 && c.SQE.Fuse() == nvme.FuseNone {
+			c.left = true
+			c.Cancel()
 		}
 	}
 }

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+// Package remote is the kind of volume that is a namespace of another
+// machine's subsystem, over NVMe/TCP.
+//
+//	remote.go       the kind, its options, and the volume
+//	association.go  what a controller is and can do
+//	keep.go         the goroutine that keeps an association, and makes another
+//	lane.go         a poller's connection and the requests that wait for it
+//	op.go           one command, from a request's memory to its end
+//
+// Each volume has one association at a time, and each poller that uses it a
+// connection: a lane. Data is copied once, between guest memory and memory of
+// the lane: a guest may change or take away its memory at any time, which must
+// neither spoil a digest nor cost others the connection; and a write that is
+// sent again after the connection broke is the same write.
+//
+// When the connection breaks, requests are kept and sent again over the next
+// one: reads and flushes at once, and what changes the volume when the old
+// controller has nothing in execution any more. That is after its Keep Alive
+// Timeout, which nothing restarts any more, and its Command Quiesce Time; where
+// it reports none, the Keep Alive Timeout once more. Nothing that may still
+// change the volume is told to have ended before, not even by an error.
+package remote
+
+import (
+	"context"
+	"encoding/hex"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/host"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/volume"
+)
+
+var keys = []volume.Key{
+	{Name: "addr", Value: "ADDRESS", Usage: "tcp://HOST[:PORT]/NQN[?nsid=N] of the namespace; namespace 1 by default"},
+	{Name: "host-nqn", Value: "NQN", Usage: "who the subsystem is told wants it; by default made of the volume's UUID"},
+	{Name: "hdr-digest", Value: "on|off", Default: "off", Usage: "CRC32C of PDU headers"},
+	{Name: "data-digest", Value: "on|off", Default: "off", Usage: "CRC32C of data"},
+	{Name: "keep-alive", Value: "DURATION", Default: "5s", Usage: "Keep Alive Timeout, 500ms to 1h"},
+	{Name: "reconnect-delay", Value: "DURATION", Default: "2s", Usage: "time from one attempt to connect to the next, 10ms to 1h"},
+	{Name: "fast-io-fail", Value: "DURATION|off", Default: "off", Usage: "after this long without a connection, I/O fails until there is one"},
+	{Name: "ctrl-loss-timeout", Value: "DURATION|off", Default: "10m", Usage: "after this long without a connection, the volume fails"},
+}
+
+// Options that Make notes, so that the volume is known while the remote is away.
+const (
+	noteSize  = "size"
+	noteBlock = "block"
+	noteID    = "namespace-id" // NGUID or EUI64 in hexadecimal; "none" if it has neither
+)
+
+// noted are the keys of a volume that exists.
+var noted = append(append([]volume.Key{}, keys...),
+	volume.Key{Name: noteSize, Value: "SIZE"}, volume.Key{Name: noteBlock, Value: "512|4096"}, volume.Key{Name: noteID, Value: "ID"})
+
+// Kind is the kind remote.
+var Kind = volume.Kind{
+	Name:    "remote",
+	Summary: "a namespace of another machine's subsystem, over NVMe/TCP",
+	Keys:    keys,
+	Make:    create,
+}
+
+// config is what the options say.
+type config struct {
+	addr           fabrics.Address
+	options        host.Options
+	reconnectDelay time.Duration
+	fastIOFail     time.Duration // negative: off
+	ctrlLoss       time.Duration // negative: off
+}
+
+// parse reads the options, and notes those that were not given.
+func parse(spec *volume.Spec) (c config, err error) {
+	allowed := keys
+	if spec.Reopen {
+		allowed = noted
+	}
+	if err := spec.CheckKeys(allowed); err != nil {
+		return c, err
+	}
+	if c.addr, err = parseAddress(spec.Options["addr"]); err != nil {
+		return c, err
+	}
+	if err := c.parseHost(spec); err != nil {
+		return c, err
+	}
+	for _, d := range []struct {
+		key      string
+		to       *time.Duration
+		min, max time.Duration
+		off      bool
+	}{
+		{"keep-alive", &c.options.KeepAlive, 500 * time.Millisecond, time.Hour, false},
+		{"reconnect-delay", &c.reconnectDelay, 10 * time.Millisecond, time.Hour, false},
+		{"fast-io-fail", &c.fastIOFail, 0, 24 * time.Hour, true},
+		{"ctrl-loss-timeout", &c.ctrlLoss, 0, 24 * time.Hour, true},
+	} {
+		text := option(spec, d.key)
+		if *d.to = -1; d.off && text == "off" {
+			continue
+		}
+		if *d.to, err = time.ParseDuration(text); err != nil || *d.to < d.min || *d.to > d.max {
+			return c, fault.Errorf(fault.Usage, "", "", "option %s=%s: not a duration from %v to %v", d.key, text, d.min, d.max)
+		}
+	}
+	c.options.Timeout = c.options.KeepAlive
+	for key, to := range map[string]*bool{"hdr-digest": &c.options.HeaderDigest, "data-digest": &c.options.DataDigest} {
+		switch text := option(spec, key); text {
+		case "on", "off":
+			*to = text == "on"
+		default:
+			return c, fault.Errorf(fault.Usage, "", "", "option %s=%s: neither on nor off", key, text)
+		}
+	}
+	return c, nil
+}
+
+func parseAddress(text string) (fabrics.Address, error) {
+	if text == "" {
+		return fabrics.Address{}, fault.Errorf(fault.Usage, "", "", "option addr= is missing: remote needs it")
+	}
+	a, err := fabrics.ParseAddress(text)
+	switch {
+	case err != nil:
+		return a, fault.Errorf(fault.Usage, "", "", "option addr=: %w", err)
+	case a.Transport != fabrics.TransportTCP:
+		return a, fault.Errorf(fault.Unsupported, "", "", "option addr=%s: transport %v is not supported here", text, a.Transport)
+	case a.NQN == "" || a.NQN == fabrics.DiscoveryNQN:
+		return a, fault.Errorf(fault.Usage, "", "", "option addr=%s: it names no subsystem", text)
+	case a.Port == 0:
+		return a, fault.Errorf(fault.Usage, "", "", "option addr=%s: port 0 is nowhere", text)
+	}
+	if a.NSID == 0 {
+		a.NSID = 1
+	}
+	return a, nil
+}
+
+// parseHost reads who the host is. Two volumes with one host NQN have one host
+// identifier as well, if the NQN is made of a UUID.
+func (c *config) parseHost(spec *volume.Spec) error {
+	id, err := nvme.ParseUUID(spec.UUID)
+	if err != nil {
+		return fault.Errorf(fault.Usage, "", "", "the UUID of the volume: %w", err)
+	}
+	nqn, ok := spec.Options["host-nqn"]
+	if !ok {
+		nqn = id.NQN()
+		spec.Note("host-nqn", nqn)
+	}
+	if err := nvme.CheckNQN(nqn); err != nil {
+		return fault.Errorf(fault.Usage, "", "", "option host-nqn=: %w", err)
+	}
+	if len(nqn) > len(nvme.NQNUUID) && nqn[:len(nvme.NQNUUID)] == nvme.NQNUUID {
+		if own, err := nvme.ParseUUID(nqn[len(nvme.NQNUUID):]); err == nil {
+			id = own
+		}
+	}
+	c.options.HostNQN, c.options.HostID = nqn, id
+	return nil
+}
+
+// option returns the value of a key, and notes the default where none is given.
+func option(spec *volume.Spec, name string) string {
+	if text, ok := spec.Options[name]; ok {
+		return text
+	}
+	for _, k := range keys {
+		if k.Name == name {
+			spec.Note(name, k.Default)
+			return k.Default
+		}
+	}
+	panic("remote: no key " + name)
+}
+
+// firstTry is how long a volume that exists waits for its remote: others are
+// to be opened, too.
+const firstTry = 2 * time.Second
+
+// create connects to the remote. A volume that exists is there at once, as it
+// was noted, whether the remote answers or not.
+func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume, error) {
+	c, err := parse(spec)
+	if err != nil {
+		return nil, err
+	}
+	r := &remote{
+		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
+		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(),
+	}
+	first := ctx
+	if spec.Reopen {
+		var cancel context.CancelFunc
+		first, cancel = context.WithTimeout(ctx, firstTry)
+		defer cancel()
+	}
+	a, err := r.connect(first)
+	switch {
+	case err == nil:
+		if err := r.describe(spec, a); err != nil {
+			a.admin.Close()
+			return nil, err
+		}
+	case !spec.Reopen || ctx.Err() != nil:
+		return nil, err
+	default:
+		if noted := r.recall(spec); noted != nil {
+			return nil, noted
+		}
+		r.err = err
+		r.down.Store(r.now())
+	}
+	background, cancel := context.WithCancel(context.Background())
+	r.close = sync.OnceFunc(func() {
+		cancel()
+		<-r.done
+		close(r.changes)
+	})
+	go r.keep(background, a)
+	return r, nil
+}
+
+// describe takes what the volume is from the controller, and notes it.
+func (r *remote) describe(spec *volume.Spec, a *association) error {
+	if id, ok := spec.Options[noteID]; ok && id != a.id {
+		return otherNamespace(id, a.id)
+	}
+	spec.Note(noteSize, strconv.FormatUint(a.info.Size, 10))
+	spec.Note(noteBlock, strconv.Itoa(int(a.info.Block)))
+	spec.Note(noteID, a.id)
+	r.id = a.id
+	info := a.info
+	r.info.Store(&info)
+	return nil
+}
+
+func otherNamespace(want, got string) error {
+	return fault.Errorf(fault.Failure, "", "", "the namespace is another one: it was %s, and is %s", want, got)
+}
+
+// recall takes what the volume is from the options; what is not in there is
+// the least that a host can rely on.
+func (r *remote) recall(spec *volume.Spec) error {
+	size, block, err := spec.SizeAndBlock()
+	if err != nil {
+		return err
+	}
+	r.id = spec.Options[noteID]
+	r.info.Store(&volume.Info{
+		Size: size, Block: block, VolatileCache: true,
+		WriteGranularity: block, DiscardGranularity: block, AtomicUnit: block,
+	})
+	return nil
+}
+
+// namespaceID is the identifier of a namespace.
+func namespaceID(ns *nvme.IdentifyNamespace) string {
+	switch {
+	case ns.NGUID != [16]uint8{}:
+		return hex.EncodeToString(ns.NGUID[:])
+	case ns.EUI64 != [8]uint8{}:
+		return hex.EncodeToString(ns.EUI64[:])
+	}
+	return "none"
+}
+
+// remote is the volume.
+type remote struct {
+	config
+	id     string // of the namespace
+	info   atomic.Pointer[volume.Info]
+	epoch  time.Time
+	close  func()
+	done   chan struct{} // closed when keep has ended
+	opened chan struct{} // there may be a lane without a connection
+
+	changes chan struct{} // Err may have changed
+
+	// down is since when there has been no association, as now; 0: there is one.
+	down atomic.Int64
+	dead atomic.Bool // ctrl-loss-timeout has passed
+
+	mu    sync.Mutex
+	lanes map[*poller.Poller]*lane
+	err   error
+}
+
+// now returns the time since the volume was made, in nanoseconds; never 0.
+func (r *remote) now() int64 { return int64(time.Since(r.epoch)) + 1 }
+
+// setErr notes that there is no association since now, or since
+// before, and why; nil: that there is one. It is for keep.
+func (r *remote) setErr(err error) {
+	r.mu.Lock()
+	r.err = err
+	r.mu.Unlock()
+	if err == nil {
+		r.down.Store(0)
+	} else {
+		r.down.CompareAndSwap(0, r.now())
+	}
+	select {
+	case r.changes <- struct{}{}:
+	default:
+	}
+}
+
+// Err implements volume.Reporter.
+func (r *remote) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// Changes implements volume.Reporter.
+func (r *remote) Changes() <-chan struct{} { return r.changes }
+
+// failing reports whether I/O fails for want of a connection.
+func (r *remote) failing() bool {
+	down := r.down.Load()
+	return r.dead.Load() || down != 0 && r.fastIOFail >= 0 && r.now()-down >= int64(r.fastIOFail)
+}
+
+// Info implements volume.Volume.
+func (r *remote) Info() *volume.Info { return r.info.Load() }
+
+// Close implements volume.Volume.
+func (r *remote) Close() error {
+	r.close()
+	return nil
+}
+
+// Open implements volume.Volume. It does not wait for a connection.
+func (r *remote) Open(p *poller.Poller) (volume.Queue, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.lanes[p]
+	if l == nil {
+		var err error
+		if l, err = newLane(r, p); err != nil {
+			return nil, err
+		}
+		r.lanes[p] = l
+		select {
+		case r.opened <- struct{}{}:
+		default:
+		}
+	}
+	l.users++
+	return &queue{lane: l}, nil
+}
