@@ -23,6 +23,7 @@
 //	life_test.go      reboots, power cuts, restarts of the runtime
 //	fabrics_test.go   NVMe/TCP with the host's kernel
 //	host_test.go      the same through the commands, and a runtime that is killed
+//	remote_test.go    a drive whose blocks are on another machine
 //	hotplug_test.go   a drive that is plugged in and out
 //	firmware_test.go  drives as SeaBIOS and UEFI use them
 //	demo_test.go      what make demo runs
