@@ -40,7 +40,6 @@ func (c *Controller) Coalescing(vector uint32) (entries int, wait time.Duration)
 
 // setCoalescing stores the wish.
 func (c *Controller) setCoalescing(cmd *Command, f *feature) {
-	c.features.values[nvme.FeatInterruptCoalescing] = cmd.SQE.SetFeatures().Value & f.mask
+	c.keep(cmd, f)
 	c.spreadCoalescing()
-	cmd.finish(nvme.StatusSuccess)
 }

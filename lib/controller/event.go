@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// aerl is the Asynchronous Event Request Limit, minus one.
-	aerl = 3
+	// EventRequests is how many Asynchronous Event Requests a controller parks.
+	EventRequests = 4
+	// aerl is that limit as Identify Controller has it, minus one.
+	aerl = EventRequests - 1
 	// maxPending bounds the events that wait for a request. Each event waits
 	// once, and there are fewer.
 	maxPending = 8

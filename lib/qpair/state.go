@@ -88,16 +88,16 @@ type CQPage struct {
 	_    [88]byte
 }
 
-// eventRequests is how many Asynchronous Event Requests a controller parks
+// EventRequests is how many Asynchronous Event Requests a controller may park
 // (Identify Controller AERL, plus one).
-const eventRequests = 4
+const EventRequests = 4
 
 // slotsFor returns how many commands of a queue may be outstanding: as many as
 // it has entries. Parked event requests do not count, or four of them would keep
 // all others out of an admin queue of three or four entries for good.
 func slotsFor(qid uint16, entries uint32) uint32 {
 	if qid == 0 {
-		entries += eventRequests
+		entries += EventRequests
 	}
 	return min(entries, MaxEntries)
 }

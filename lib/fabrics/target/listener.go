@@ -11,10 +11,11 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/fault"
 )
 
 // Listener is an address that hosts connect to.
@@ -25,12 +26,12 @@ type Listener struct {
 	done chan struct{} // closed when no connection is accepted any more
 	live sync.WaitGroup
 
-	warnings atomic.Uint64
+	warnings fault.Repeats
 }
 
-// seldom logs what peers can bring about as often as they like: the first, second, fourth time and so on, so that the log is not filled.
+// seldom logs what peers can bring about as often as they like.
 func (l *Listener) seldom(msg string, args ...any) {
-	if n := l.warnings.Add(1); n&(n-1) == 0 {
+	if n, ok := l.warnings.Next(); ok {
 		l.t.cfg.Log.Warn(msg, append(args, "listener", l.id, "warnings", n)...)
 	}
 }

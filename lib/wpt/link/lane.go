@@ -246,7 +246,7 @@ func (l *lane) broken(err error, mark *bool) {
 		l.stopping = true // the port is about to be given up
 	case errors.Is(err, qpair.ErrDoorbell):
 		*mark = true
-		if n, ok := l.port.badDoorbells.seldom(); ok {
+		if n, ok := l.port.badDoorbells.Next(); ok {
 			l.port.log.Warn("guest wrote an invalid doorbell value; the queue is stopped until the next reset", "times", n)
 		}
 		l.port.adminPost(func(a *lane) { a.ctrl.Event(nvme.EventInvalidDoorbellValue) })

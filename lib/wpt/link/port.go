@@ -13,6 +13,7 @@ import (
 
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/qpair"
@@ -57,7 +58,7 @@ type Port struct {
 	leaving  bool // being given up: messages do not concern it any more
 
 	// What a guest can bring about as often as it likes.
-	fatals, badDoorbells faults
+	fatals, badDoorbells fault.Repeats
 
 	// sub is the subsystem shown to the guest; nil: it does not exist (yet).
 	sub atomic.Pointer[controller.Subsystem]
@@ -72,16 +73,6 @@ type Port struct {
 	relayed bool           // set while enabled; read by lanes
 	hinted  bool           // that memory is not shared has been logged
 	waiting []func()       // to run when the phase is no longer busy
-}
-
-// faults counts what goes wrong because of a guest.
-type faults struct{ n atomic.Uint64 }
-
-// seldom counts one more, and reports whether it is to be logged: the first, the
-// second, the fourth and so on, so that no guest can fill the log.
-func (f *faults) seldom() (n uint64, ok bool) {
-	n = f.n.Add(1)
-	return n, n&(n-1) == 0
 }
 
 // newPort takes over the fds of a MsgAttach.
@@ -424,7 +415,7 @@ func (p *Port) fatal(gen uint64, reason string) {
 	if gen != p.regs.Page.LoadResetGen() || p.regs.Page.LoadStatus().CSTS().CFS() {
 		return // a reset is under way, or the guest knows
 	}
-	if n, ok := p.fatals.seldom(); ok {
+	if n, ok := p.fatals.Next(); ok {
 		p.log.Error("controller fatal status", "reason", reason, "times", n)
 	}
 	p.say(gen, nvme.CSTS(0).WithRDY(p.phase == enabled).WithCFS(true))

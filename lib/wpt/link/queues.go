@@ -466,3 +466,6 @@ func (l *lane) adopt(qid uint16) error {
 }
 
 var _ controller.Queues = (*queues)(nil)
+
+// An admin queue has slots for as many event requests as the controller parks.
+var _ [controller.EventRequests]struct{} = [qpair.EventRequests]struct{}{}
