@@ -49,6 +49,9 @@ var keys = []volume.Key{
 	{Name: "reconnect-delay", Value: "DURATION", Default: "2s", Usage: "time from one attempt to connect to the next, 10ms to 1h"},
 	{Name: "fast-io-fail", Value: "DURATION|off", Default: "off", Usage: "after this long without a connection, I/O fails until there is one"},
 	{Name: "ctrl-loss-timeout", Value: "DURATION|off", Default: "10m", Usage: "after this long without a connection, the volume fails"},
+	{Name: noteSize, Value: "SIZE", Usage: "what the namespace must have, as noted when the volume was made"},
+	{Name: noteBlock, Value: "512|4096", Usage: "likewise"},
+	{Name: noteID, Value: "ID", Usage: "likewise; with all three the volume is made while the remote is away, too"},
 }
 
 // Options that Make notes, so that the volume is known while the remote is away.
@@ -58,9 +61,10 @@ const (
 	noteID    = "namespace-id" // NGUID or EUI64 in hexadecimal; "none" if it has neither
 )
 
-// noted are the keys of a volume that exists.
-var noted = append(append([]volume.Key{}, keys...),
-	volume.Key{Name: noteSize, Value: "SIZE"}, volume.Key{Name: noteBlock, Value: "512|4096"}, volume.Key{Name: noteID, Value: "ID"})
+// known reports whether the options say what the namespace is.
+func known(spec *volume.Spec) bool {
+	return spec.Options[noteSize] != "" && spec.Options[noteBlock] != "" && spec.Options[noteID] != ""
+}
 
 // Kind is the kind remote.
 var Kind = volume.Kind{
@@ -77,15 +81,15 @@ type config struct {
 	reconnectDelay time.Duration
 	fastIOFail     time.Duration // negative: off
 	ctrlLoss       time.Duration // negative: off
+
+	// What the namespace is, as noted; 0: nothing is.
+	size  uint64
+	block uint32
 }
 
 // parse reads the options, and notes those that were not given.
 func parse(spec *volume.Spec) (c config, err error) {
-	allowed := keys
-	if spec.Reopen {
-		allowed = noted
-	}
-	if err := spec.CheckKeys(allowed); err != nil {
+	if err := spec.CheckKeys(keys); err != nil {
 		return c, err
 	}
 	if c.addr, err = parseAddress(spec.Options["addr"]); err != nil {
@@ -93,6 +97,14 @@ func parse(spec *volume.Spec) (c config, err error) {
 	}
 	if err := c.parseHost(spec); err != nil {
 		return c, err
+	}
+	if c.size, err = spec.Size(); err != nil {
+		return c, err
+	}
+	if spec.Options[noteBlock] != "" {
+		if c.block, err = spec.Block(); err != nil {
+			return c, err
+		}
 	}
 	for _, d := range []struct {
 		key      string
@@ -188,8 +200,9 @@ func option(spec *volume.Spec, name string) string {
 // to be opened, too.
 const firstTry = 2 * time.Second
 
-// create connects to the remote. A volume that exists is there at once, as it
-// was noted, whether the remote answers or not.
+// create connects to the remote. A volume of which the options say what it is,
+// as those of one that exists do, is there at once, whether the remote answers
+// or not.
 func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume, error) {
 	c, err := parse(spec)
 	if err != nil {
@@ -199,8 +212,8 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
 		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(),
 	}
-	first := ctx
-	if spec.Reopen {
+	first, known := ctx, known(spec)
+	if known {
 		var cancel context.CancelFunc
 		first, cancel = context.WithTimeout(ctx, firstTry)
 		defer cancel()
@@ -212,7 +225,7 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 			a.admin.Close()
 			return nil, err
 		}
-	case !spec.Reopen || ctx.Err() != nil:
+	case !known || ctx.Err() != nil:
 		return nil, err
 	default:
 		if noted := r.recall(spec); noted != nil {
@@ -236,12 +249,27 @@ func (r *remote) describe(spec *volume.Spec, a *association) error {
 	if id, ok := spec.Options[noteID]; ok && id != a.id {
 		return otherNamespace(id, a.id)
 	}
+	if err := r.agrees(&a.info); err != nil && !spec.Reopen {
+		return err
+	}
 	spec.Note(noteSize, strconv.FormatUint(a.info.Size, 10))
 	spec.Note(noteBlock, strconv.Itoa(int(a.info.Block)))
 	spec.Note(noteID, a.id)
 	r.id = a.id
 	info := a.info
 	r.info.Store(&info)
+	return nil
+}
+
+// agrees tells whether a namespace is what the options of a new volume say it is.
+func (c *config) agrees(info *volume.Info) error {
+	switch {
+	case c.size != 0 && c.size != info.Size:
+		return fault.Errorf(fault.Exists, "", "", "the namespace has %d bytes, size= says %d", info.Size, c.size).
+			Hint("leave size= out to use it as it is")
+	case c.block != 0 && c.block != info.Block:
+		return fault.Errorf(fault.Exists, "", "", "the namespace has blocks of %d bytes, block= says %d", info.Block, c.block)
+	}
 	return nil
 }
 
