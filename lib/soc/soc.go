@@ -13,6 +13,7 @@
 //	listeners.go   listeners: made, removed
 //	hosts.go       listeners: opened; who is let in there
 //	record.go      what is kept in STATE and what is shown as facts in RUN
+//	setup.go       what is made at every start
 //	stat.go        what was counted
 //	handlers.go    the control API
 //
@@ -48,6 +49,10 @@ type Config struct {
 	CPUs []int
 	Poll poller.Mode
 	Log  *slog.Logger
+	// Setup makes what is to be there after every start; nil: nothing is. It is
+	// called when the runtime is ready, beside all else, and uses the control API.
+	// An error says that some of it is not there. It returns when ctx ends.
+	Setup func(ctx context.Context) error
 }
 
 // Runtime is a running leap-soc.
@@ -74,10 +79,11 @@ type Runtime struct {
 
 	mu         sync.Mutex
 	volumes    map[string]*vol
-	making     map[string]bool // names of volumes that are being made
+	making     map[string]string // the UUIDs of volumes that are being made, by name
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log
+	setup      string            // api.SetupNone, ...
 
 	admission     atomic.Pointer[admission]
 	admitted      chan struct{} // closed when leap-wpt has let this runtime in
@@ -137,6 +143,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 
+	r.beginSetup()
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(control) }()
@@ -145,8 +152,10 @@ func Run(ctx context.Context, cfg Config) error {
 	defer cancel()
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
 	go r.keepListeners(ctx)
+	var setup sync.WaitGroup
 	err = pid.Ready()
 	if err == nil {
+		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
 		select {
 		case <-ctx.Done():
@@ -154,6 +163,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	cancel()
+	setup.Wait()
 	<-r.listenersKept
 	<-linked
 	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
@@ -168,7 +178,7 @@ func Run(ctx context.Context, cfg Config) error {
 func newRuntime(cfg Config) *Runtime {
 	return &Runtime{
 		cfg: cfg, log: cfg.Log, since: time.Now(),
-		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
+		volumes: make(map[string]*vol), making: make(map[string]string), subsystems: make(map[string]*subsystem),
 		listeners: make(map[int]*listener), admitted: make(chan struct{}),
 		listenersKept: make(chan struct{}), listenerWork: make(chan struct{}, 1),
 	}
@@ -259,9 +269,13 @@ func (r *Runtime) publish(kind, name, state, detail string) {
 // info describes the runtime.
 func (r *Runtime) info() api.RuntimeInfo {
 	uring, _ := r.ring()
+	r.mu.Lock()
+	setup := r.setup
+	r.mu.Unlock()
 	info := api.RuntimeInfo{
 		Name: r.cfg.Name, Version: r.cfg.Version, PID: os.Getpid(), Since: r.since, Uptime: time.Since(r.since),
 		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring,
+		StateDir: r.cfg.Paths.State, Setup: setup,
 	}
 	queues := make(map[string]int)
 	for _, p := range r.ports.List() {
