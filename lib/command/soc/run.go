@@ -27,8 +27,9 @@ import (
 
 func run() *cli.Command {
 	var (
-		name string
-		cpus cpuList
+		name  string
+		cpus  cpuList
+		setup setupFlag
 	)
 	mode := api.PollAdaptive
 	return &cli.Command{
@@ -38,6 +39,7 @@ func run() *cli.Command {
 		Flags: []cli.Flag{
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
+			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -55,9 +57,11 @@ func run() *cli.Command {
 			log := call.Logger("soc")
 			ctx, stop := untilSignal(ctx, log)
 			defer stop()
-			err = soc.Run(ctx, soc.Config{
-				Paths: paths, Name: name, Version: cli.Version(), CPUs: cpus, Poll: poll, Log: log,
-			})
+			cfg := soc.Config{Paths: paths, Name: name, Version: cli.Version(), CPUs: cpus, Poll: poll, Log: log}
+			if file := setup.choose(name, paths, machineSetup); file != "" {
+				cfg.Setup = (&starter{file: file, runtime: name, paths: paths, log: log}).make
+			}
+			err = soc.Run(ctx, cfg)
 			if errors.Is(err, context.Canceled) {
 				return nil // asked to end before it was ready
 			}
