@@ -260,6 +260,7 @@ func (v *vol) differs(in api.VolumeSpec) string {
 	for _, key := range slices.Sorted(maps.Keys(in.Options)) {
 		have, ok := v.spec.Options[key]
 		switch {
+		case kinds[v.spec.Kind].Noted(key):
 		case !ok:
 			return "no " + key + "="
 		case !sameValue(have, in.Options[key]):

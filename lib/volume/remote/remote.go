@@ -49,9 +49,9 @@ var keys = []volume.Key{
 	{Name: "reconnect-delay", Value: "DURATION", Default: "2s", Usage: "time from one attempt to connect to the next, 10ms to 1h"},
 	{Name: "fast-io-fail", Value: "DURATION|off", Default: "off", Usage: "after this long without a connection, I/O fails until there is one"},
 	{Name: "ctrl-loss-timeout", Value: "DURATION|off", Default: "10m", Usage: "after this long without a connection, the volume fails"},
-	{Name: noteSize, Value: "SIZE", Usage: "what the namespace must have, as noted when the volume was made"},
-	{Name: noteBlock, Value: "512|4096", Usage: "likewise"},
-	{Name: noteID, Value: "ID", Usage: "likewise; with all three the volume is made while the remote is away, too"},
+	{Name: noteID, Value: "ID", Usage: "the namespace that it must be, as export writes it"},
+	{Name: noteSize, Value: "SIZE", Noted: true, Usage: "what it has while the remote is away, if namespace-id= and block= are given, too"},
+	{Name: noteBlock, Value: "512|4096", Noted: true, Usage: "likewise"},
 }
 
 // Options that Make notes, so that the volume is known while the remote is away.
@@ -81,10 +81,6 @@ type config struct {
 	reconnectDelay time.Duration
 	fastIOFail     time.Duration // negative: off
 	ctrlLoss       time.Duration // negative: off
-
-	// What the namespace is, as noted; 0: nothing is.
-	size  uint64
-	block uint32
 }
 
 // parse reads the options, and notes those that were not given.
@@ -98,11 +94,8 @@ func parse(spec *volume.Spec) (c config, err error) {
 	if err := c.parseHost(spec); err != nil {
 		return c, err
 	}
-	if c.size, err = spec.Size(); err != nil {
-		return c, err
-	}
-	if spec.Options[noteBlock] != "" {
-		if c.block, err = spec.Block(); err != nil {
+	if known(spec) {
+		if _, _, err := spec.SizeAndBlock(); err != nil {
 			return c, err
 		}
 	}
@@ -249,27 +242,12 @@ func (r *remote) describe(spec *volume.Spec, a *association) error {
 	if id, ok := spec.Options[noteID]; ok && id != a.id {
 		return otherNamespace(id, a.id)
 	}
-	if err := r.agrees(&a.info); err != nil && !spec.Reopen {
-		return err
-	}
 	spec.Note(noteSize, strconv.FormatUint(a.info.Size, 10))
 	spec.Note(noteBlock, strconv.Itoa(int(a.info.Block)))
 	spec.Note(noteID, a.id)
 	r.id = a.id
 	info := a.info
 	r.info.Store(&info)
-	return nil
-}
-
-// agrees tells whether a namespace is what the options of a new volume say it is.
-func (c *config) agrees(info *volume.Info) error {
-	switch {
-	case c.size != 0 && c.size != info.Size:
-		return fault.Errorf(fault.Exists, "", "", "the namespace has %d bytes, size= says %d", info.Size, c.size).
-			Hint("leave size= out to use it as it is")
-	case c.block != 0 && c.block != info.Block:
-		return fault.Errorf(fault.Exists, "", "", "the namespace has blocks of %d bytes, block= says %d", info.Block, c.block)
-	}
 	return nil
 }
 
