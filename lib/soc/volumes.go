@@ -162,7 +162,7 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 	if v.spec.Options == nil {
 		v.spec.Options = make(map[string]string)
 	}
-	if old, exists, err := r.reserve(in, v.spec); exists || err != nil {
+	if old, exists, err := r.reserve(in, v.spec.UUID); exists || err != nil {
 		return old, err
 	}
 	opened, err := r.open(ctx, &v.spec)
@@ -187,9 +187,9 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 	return r.describeVolume(v), nil
 }
 
-// reserve takes the name of a volume that is to be made. It returns the volume
-// that exists already, if it is what was asked for and that is no error.
-func (r *Runtime) reserve(in api.VolumeSpec, spec volume.Spec) (old api.Volume, exists bool, err error) {
+// reserve takes the name and the UUID of a volume that is to be made. It returns
+// the volume that exists already, if it is what was asked for and that is no error.
+func (r *Runtime) reserve(in api.VolumeSpec, uuid string) (old api.Volume, exists bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old := r.volumes[in.Name]; old != nil {
@@ -206,14 +206,14 @@ func (r *Runtime) reserve(in api.VolumeSpec, spec volume.Spec) (old api.Volume, 
 	if r.making[in.Name] != "" {
 		return api.Volume{}, false, beingMade(in.Name)
 	}
-	if other := r.volumeOf(spec.UUID); other != "" {
-		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s has the UUID %s", other, spec.UUID)
+	if other := r.volumeOf(uuid); other != "" {
+		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s has the UUID %s", other, uuid)
 	}
 	// The folder of facts also keeps the name from other runtimes of this RUN.
 	if _, err := r.volumeFacts.Add(in.Name); err != nil {
 		return api.Volume{}, false, err
 	}
-	r.making[in.Name] = spec.UUID
+	r.making[in.Name] = uuid
 	return api.Volume{}, false, nil
 }
 
