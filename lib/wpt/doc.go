@@ -27,6 +27,10 @@
 //	api.go      the control API
 //	qemu.go     QEMU's arguments for a port
 //	run.go      the daemon
+//	upgrade.go  another program for the same process: whether it can take over,
+//	handover.go what it gets,
+//	leave.go    how this one stops, and
+//	restore.go  how the other one goes on
 //
 // # Goroutines and locks
 //

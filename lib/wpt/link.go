@@ -45,9 +45,10 @@ type runtime struct {
 	pid    int
 	epoch  uint64
 	since  time.Time
-	link   *qpair.Link
+	link   *qpair.Link // nil: it has ended before this program began
 	out    *outbox
 	fence  *os.File      // read end
+	left   int           // a duplicate of it for the program that follows; noFD: none
 	ended  chan struct{} // closed: the link has ended
 	gone   chan struct{} // closed: gone
 
@@ -72,7 +73,13 @@ func (rt *runtime) fail(err error) {
 		rt.reason = err
 	}
 	rt.mu.Unlock()
-	rt.link.Close()
+	rt.endLink()
+}
+
+func (rt *runtime) endLink() {
+	if rt.link != nil {
+		rt.link.Close()
+	}
 }
 
 // why returns what ended the link.
@@ -112,7 +119,9 @@ func (b *Broker) acceptLinks() {
 func (b *Broker) serveLink(conn *net.UnixConn) {
 	link := qpair.NewLink(conn)
 	defer link.Close()
+	stop := context.AfterFunc(b.ctx, func() { link.Close() })
 	name, status, err := hello(conn, link)
+	stop()
 	if err != nil {
 		b.log.Warn("link refused", "pid", peerPID(conn), "err", err)
 		return
@@ -163,7 +172,7 @@ func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno
 func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (*runtime, unix.Errno) {
 	rt := &runtime{
 		broker: b, name: name, pid: peerPID(conn), link: link, since: time.Now(),
-		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}),
+		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}), left: noFD,
 	}
 	write, err := rt.makeFence()
 	if err != nil {
@@ -205,6 +214,10 @@ func (b *Broker) register(rt *runtime) unix.Errno {
 	for {
 		b.linkMu.Lock()
 		before := b.runtimes[rt.name]
+		if b.ctx.Err() != nil {
+			b.linkMu.Unlock()
+			return unix.ESHUTDOWN
+		}
 		if before == nil {
 			b.epoch++
 			rt.epoch = b.epoch
@@ -229,6 +242,9 @@ func (b *Broker) unregister(rt *runtime) {
 	b.linkMu.Lock()
 	defer b.linkMu.Unlock()
 	delete(b.runtimes, rt.name)
+	if rt.left != noFD {
+		unix.Close(rt.left)
+	}
 }
 
 // runtime returns the runtime of this name whose link is alive, or nil.
@@ -263,19 +279,35 @@ func (rt *runtime) serve() {
 	rt.out.close()
 	rt.fail(err)
 	close(rt.ended)
-	if err := rt.why(); errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) {
+	why := rt.why()
+	switch {
+	case errors.Is(why, net.ErrClosed), errors.Is(why, unix.EPIPE), why == errLeaving:
 		log.Info("runtime disconnected")
-	} else {
-		log.Warn("runtime disconnected", "err", err)
+	default:
+		log.Warn("runtime disconnected", "err", why)
 	}
-	for _, p := range b.allPorts() {
-		p.abandoned(rt)
+	if why != errLeaving {
+		for _, p := range b.allPorts() {
+			p.abandoned(rt)
+		}
 	}
 	wg.Wait()
+	rt.end(fenced, log)
+}
+
+// await waits until a runtime is gone whose link has ended.
+func (rt *runtime) await() {
+	log := rt.broker.log.With("runtime", rt.name, "pid", rt.pid, "epoch", rt.epoch)
+	rt.end(rt.watchFence(), log)
+}
+
+// end is the end of a runtime, which is gone if it was fenced.
+func (rt *runtime) end(fenced bool, log *slog.Logger) {
 	rt.fence.Close()
 	if !fenced {
 		return // leap-wpt ends: nothing more is granted to anyone
 	}
+	b := rt.broker
 	b.unregister(rt)
 	close(rt.gone)
 	log.Info("runtime gone")
@@ -292,7 +324,7 @@ func (rt *runtime) watchFence() bool {
 	var b [64]byte
 	for {
 		if _, err := rt.fence.Read(b[:]); err != nil {
-			rt.link.Close()
+			rt.endLink()
 			return !errors.Is(err, os.ErrClosed)
 		}
 	}

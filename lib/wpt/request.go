@@ -84,8 +84,10 @@ func (c *client) version(payload []byte) ([][]byte, int, error) {
 	p := c.port
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
-		return nil, noFD, err
+	if !c.leaving {
+		if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
+			return nil, noFD, err
+		}
 	}
 	c.negotiated = true
 	atomic.StoreUint32(&p.regs.Page.Client, 1)
