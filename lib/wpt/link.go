@@ -52,6 +52,10 @@ type runtime struct {
 	ended  chan struct{} // closed: the link has ended
 	gone   chan struct{} // closed: gone
 
+	process  int           // pidfd; noFD: none
+	expected chan struct{} // a port waits for it
+	pongs    chan uint64   // answers to pings
+
 	mu     sync.Mutex
 	reason error // why we ended the link, nil: the runtime did
 }
@@ -74,6 +78,12 @@ func (rt *runtime) fail(err error) {
 	}
 	rt.mu.Unlock()
 	rt.endLink()
+}
+
+func (rt *runtime) closeProcess() {
+	if rt.process >= 0 {
+		unix.Close(rt.process)
+	}
 }
 
 func (rt *runtime) endLink() {
@@ -169,11 +179,17 @@ func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno
 
 // admit makes the runtime of this name. It waits for the one before it to be
 // gone if its link has ended; otherwise the new one is refused with EBUSY.
-func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (*runtime, unix.Errno) {
+func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (admitted *runtime, _ unix.Errno) {
 	rt := &runtime{
 		broker: b, name: name, pid: peerPID(conn), link: link, since: time.Now(),
 		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}), left: noFD,
+		process: peerProcess(conn), expected: make(chan struct{}, 1), pongs: make(chan uint64, 1),
 	}
+	defer func() {
+		if admitted == nil {
+			rt.closeProcess()
+		}
+	}()
 	write, err := rt.makeFence()
 	if err != nil {
 		b.log.Error("making a fence", "err", err)
@@ -271,6 +287,7 @@ func (rt *runtime) serve() {
 	})
 	fenced := false
 	wg.Go(func() { fenced = rt.watchFence() })
+	wg.Go(rt.watch)
 	for _, p := range b.allPorts() {
 		p.reconcile()
 	}
@@ -304,6 +321,7 @@ func (rt *runtime) await() {
 // end is the end of a runtime, which is gone if it was fenced.
 func (rt *runtime) end(fenced bool, log *slog.Logger) {
 	rt.fence.Close()
+	rt.closeProcess()
 	if !fenced {
 		return // leap-wpt ends: nothing more is granted to anyone
 	}
@@ -358,6 +376,9 @@ func (rt *runtime) receive(m *qpair.Message, data []byte, fds []int) error {
 	switch m.Kind {
 	case qpair.MsgKeep, qpair.MsgFetch, qpair.MsgDrop:
 		return rt.care(m, fds)
+	case qpair.MsgPong:
+		rt.pong(m.ID)
+		return nil
 	case qpair.MsgDetached, qpair.MsgUnmapped, qpair.MsgStatus, qpair.MsgRelayRead, qpair.MsgRelayWrite:
 	default:
 		return fmt.Errorf("unexpected message %d", m.Kind)

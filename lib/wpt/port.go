@@ -63,6 +63,9 @@ type port struct {
 	detaching bool    // the holder was asked to give the port up
 	unmaps    unmapWaits
 
+	// Since when the holder is waited for, where it is.
+	edge, detachedAt time.Time
+
 	// As published in the facts.
 	shown string
 	since time.Time

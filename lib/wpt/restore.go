@@ -83,7 +83,7 @@ func listener(fd int, path string) (*net.UnixListener, error) {
 // restoreRuntime makes a runtime whose link has ended and that is not gone.
 func (b *Broker) restoreRuntime(h *runtimeHandover) {
 	rt := &runtime{
-		broker: b, name: h.Name, pid: h.PID, epoch: h.Epoch, since: h.Since, out: newOutbox(), left: noFD,
+		broker: b, name: h.Name, pid: h.PID, epoch: h.Epoch, since: h.Since, out: newOutbox(), left: noFD, process: noFD,
 		fence: os.NewFile(uintptr(h.Fence), "fence"), ended: make(chan struct{}), gone: make(chan struct{}),
 	}
 	rt.out.close()

@@ -8,6 +8,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/leapio/leapio/lib/controller"
@@ -68,6 +69,9 @@ func (ps *Ports) follow(c *Client, m *message) {
 	case m.Kind == qpair.MsgAttach:
 		ps.attach(c, m)
 		return
+	case m.Kind == qpair.MsgPing:
+		ps.pong(c, m)
+		return
 	}
 	p := ps.get(m.Port)
 	if p == nil || p.leaving {
@@ -89,6 +93,21 @@ func (ps *Ports) follow(c *Client, m *message) {
 		c.log.Warn("unknown message from leap-wpt", "kind", uint32(m.Kind))
 	}
 	qpair.CloseFDs(m.fds)
+}
+
+// pong answers a MsgPing when every poller has run.
+func (ps *Ports) pong(c *Client, m *message) {
+	id := m.ID
+	var left atomic.Int32
+	left.Store(int32(len(ps.pollers)))
+	for _, q := range ps.pollers {
+		post(q, func() {
+			if left.Add(-1) == 0 {
+				// The end of the link is as good as an answer.
+				_ = c.link.Send(&qpair.Message{Kind: qpair.MsgPong, ID: id}, nil)
+			}
+		})
+	}
 }
 
 func (ps *Ports) attach(c *Client, m *message) {
@@ -147,8 +166,11 @@ func (ps *Ports) giveUp(c *Client) {
 		case <-c.arrived:
 			ms, _ := c.take()
 			for i := range ms {
-				if ms[i].do != nil {
-					ms[i].do()
+				switch m := &ms[i]; {
+				case m.do != nil:
+					m.do()
+				case m.Kind == qpair.MsgPing:
+					ps.pong(c, m)
 				}
 				qpair.CloseFDs(ms[i].fds)
 			}
