@@ -6,7 +6,6 @@
 package api
 
 import (
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -133,26 +132,6 @@ type WptShow struct {
 	// come about; empty if nothing went wrong.
 	Pause        time.Duration `json:"pause"`
 	UpgradeError string        `json:"upgrade_error"`
-}
-
-// WptUpgrade asks leap-wpt to be replaced by another program, in place.
-type WptUpgrade struct {
-	Binary string `json:"binary"` // absolute path
-}
-
-// Check tells whether the words of the request are well-formed.
-func (u WptUpgrade) Check() error {
-	if !filepath.IsAbs(u.Binary) {
-		return fault.Errorf(fault.Usage, "", "", "bad path %q of a program: it is not absolute", u.Binary)
-	}
-	return nil
-}
-
-// WptCheck is what leap-wpt run --check says.
-type WptCheck struct {
-	Daemon   string `json:"daemon"` // leap-wpt
-	Version  string `json:"version"`
-	Handover int    `json:"handover"` // version of what it takes over
 }
 
 // checkDoorbells accepts the two modes and "" for the default.

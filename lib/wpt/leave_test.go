@@ -287,8 +287,8 @@ func TestUpgradeRefused(t *testing.T) {
 		{"no file", t.TempDir() + "/none"},
 		{"fails", script("echo broken >&2; exit 1")},
 		{"says nothing", script("exit 0")},
-		{"another daemon", script(`echo '{"daemon":"leap-soc","version":"1","handover":1}'`)},
-		{"another version", script(`echo '{"daemon":"leap-wpt","version":"9","handover":99}'`)},
+		{"another daemon", script(`echo '{"daemon":"leap-soc","version":"1","layouts":{"handover":1,"registers":1,"state":1}}'`)},
+		{"another version", script(`echo '{"daemon":"leap-wpt","version":"9","layouts":{"handover":99,"registers":1,"state":1}}'`)},
 		{"no program", func() string {
 			path := t.TempDir() + "/text"
 			if err := os.WriteFile(path, []byte("text"), 0o644); err != nil {
@@ -297,7 +297,7 @@ func TestUpgradeRefused(t *testing.T) {
 			return path
 		}()},
 	} {
-		_, err := b.upgrade(t.Context(), api.WptUpgrade{Binary: tt.path})
+		_, err := b.upgrade(t.Context(), api.Upgrade{Binary: tt.path})
 		if err == nil {
 			t.Errorf("%s: accepted", tt.name)
 		}

@@ -6,6 +6,8 @@ package link
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -202,6 +204,38 @@ func (ps *Ports) Refresh() {
 	defer ps.choosing.Unlock()
 	for _, p := range ps.List() {
 		p.SetSubsystem(ps.subsystem(p))
+	}
+}
+
+// Settled waits until the ports that leap-wpt hands over at the begin of a link
+// are served, as far as their guests have enabled them. Serve runs meanwhile. The
+// error is the end of the link.
+func (ps *Ports) Settled(c *Client) error {
+	// The answer comes after all that leap-wpt had to say first.
+	if _, err := c.Fetch("nothing"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	settled := make(chan struct{})
+	c.enqueue(func() {
+		all := ps.List()
+		var left atomic.Int32
+		left.Store(int32(len(all)) + 1)
+		one := func() {
+			if left.Add(-1) == 0 {
+				close(settled)
+			}
+		}
+		for _, p := range all {
+			// A turn after it came, a port has looked at its registers.
+			p.homePost(func() { p.homePost(func() { p.whenSettled(one) }) })
+		}
+		one()
+	})
+	select {
+	case <-settled:
+		return nil
+	case <-c.done:
+		return errLinkDown
 	}
 }
 
