@@ -215,7 +215,7 @@ func (w *Worker) read(io *IO, place uint64, expect stamp) {
 func (w *Worker) due() bool { return w.until != 0 && w.now >= w.until }
 
 // last reports whether there is no pass after this one.
-func (w *Worker) last() bool { return w.pass == w.job.Passes }
+func (w *Worker) last() bool { return w.job.Passes != 0 && w.pass == w.job.Passes }
 
 // readsBack reports whether a pass is read back before the next.
 func (w *Worker) readsBack() bool { return w.job.Verify && w.job.Pattern.Writes() }
@@ -295,7 +295,7 @@ func (io *IO) End(st nvme.Status) {
 	switch {
 	case failed:
 		w.errors[st.Code()]++
-		if io.Write {
+		if io.Write && w.job.Verify {
 			w.unknown[io.place] = true
 		}
 	case io.Write:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"sync"
 	"time"
@@ -131,6 +132,8 @@ func (x *session) identify(ctx context.Context, nsid uint32, id *nvme.IdentifyCo
 		return n, fault.Errorf(fault.NotFound, "", "", "there is no namespace %d", nsid)
 	case !ok || block < bench.MinBlock:
 		return n, fault.Errorf(fault.Unsupported, "", "", "namespace %d has blocks of %d bytes, less than %d", nsid, block, bench.MinBlock)
+	case ns.NSZE > math.MaxInt64/uint64(block):
+		return n, fault.Errorf(fault.Peer, "", "", "namespace %d has %d blocks of %d bytes", nsid, ns.NSZE, block)
 	case ns.LBAF[ns.FormatIndex()].MS != 0:
 		return n, fault.Errorf(fault.Unsupported, "", "", "namespace %d has %d bytes of metadata in each block", nsid, ns.LBAF[ns.FormatIndex()].MS)
 	}
