@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/controller"
-	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -94,7 +93,6 @@ func serve(t testing.TB) *server {
 			}
 			return sub, nil
 		},
-		Discovery: func(int, string) ([]fabrics.DiscoveryEntry, uint64) { return nil, 0 },
 	})
 	var err error
 	if s.listener, err = s.target.Listen(1, netip.MustParseAddrPort("127.0.0.1:0")); err != nil {
