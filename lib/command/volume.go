@@ -13,14 +13,8 @@ import (
 	"github.com/leapio/leapio/lib/fault"
 )
 
-// MakeVolume makes the volume that words describe, as ParseVolume reads them, and
-// prints its name.
-func MakeVolume(ctx context.Context, call *cli.Call, runtime string, words []string, existOK bool) error {
-	spec, err := ParseVolume(words)
-	if err != nil {
-		return err
-	}
-	spec.ExistOK = existOK
+// MakeVolume makes a volume and prints its name.
+func MakeVolume(ctx context.Context, call *cli.Call, runtime string, spec api.VolumeSpec) error {
 	client, err := Runtime(call, runtime)
 	if err != nil {
 		return err

@@ -51,7 +51,12 @@ func connect() *cli.Command {
 					Hint("NAME is what the volume will be called; --dry-run makes none")
 			}
 			words := append([]string{call.Arg(1), kindRemote, "addr=" + call.Arg(0)}, call.Args[2:]...)
-			return command.MakeVolume(ctx, call, runtime, words, existOK)
+			spec, err := command.ParseVolume(words)
+			if err != nil {
+				return err
+			}
+			spec.ExistOK = existOK
+			return command.MakeVolume(ctx, call, runtime, spec)
 		},
 	}
 }

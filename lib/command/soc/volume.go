@@ -57,7 +57,12 @@ func volumeCreate() *cli.Command {
 			{Name: "exist-ok", Usage: "a volume that is as asked for already is no error", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
-			return command.MakeVolume(ctx, call, runtime, call.Args, existOK)
+			spec, err := command.ParseVolume(call.Args)
+			if err != nil {
+				return err
+			}
+			spec.ExistOK = existOK
+			return command.MakeVolume(ctx, call, runtime, spec)
 		},
 	}
 }
