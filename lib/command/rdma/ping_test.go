@@ -45,7 +45,7 @@ func listenFor(t *testing.T, f func(net.Conn)) string {
 	return "tcp://" + l.Addr().String()
 }
 
-// flipped is a way to a server on which one bit of the first response with this
+// flipped is a way to a server on which one bit of each response with this
 // type is another one, in its last byte: that of a digest.
 func flipped(t *testing.T, s *server, wanted fabrics.PDUType) string {
 	return listenFor(t, func(host net.Conn) {
