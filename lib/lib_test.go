@@ -31,7 +31,7 @@ var rows = [][]string{
 	{"units"},
 	{"cli"},
 	{"api"},
-	{"pagemap", "uring", "vfiouser", "fabrics"},
+	{"pagemap", "uring", "vfiouser", "fabrics", "bench"},
 	{"dma"},
 	{"qpair"},
 	{"poller"},

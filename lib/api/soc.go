@@ -258,6 +258,12 @@ type RuntimeInfo struct {
 	IOUring bool             `json:"io_uring"` // false: the pread pool stands in
 	Pollers List[PollerInfo] `json:"pollers"`
 
+	// Pause is how long guests had to wait when this runtime took over from
+	// another at an upgrade; 0 if it did not. UpgradeError is why an upgrade did
+	// not come about; empty if nothing went wrong.
+	Pause        time.Duration `json:"pause"`
+	UpgradeError string        `json:"upgrade_error"`
+
 	StateDir string `json:"state_dir"` // the folder of what it keeps
 	Setup    string `json:"setup"`     // SetupNone, ...
 }

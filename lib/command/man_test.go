@@ -320,6 +320,7 @@ func TestColumns(t *testing.T) {
 		{"leap-rdma", "devices", "leap-rdma devices"},
 		{"leap-rdma", "discover", "leap-rdma discover $(leap-rdma list -o tsv | cut -f 2)"},
 		{"leap-rdma", "ping", "leap-rdma ping $(leap-rdma list -o tsv | cut -f 2) --count 1"},
+		{"leap-rdma", "bench", "leap-soc volume create d2 mem size=1M >&2 && leap-rdma bench $(leap-rdma listen tcp://127.0.0.1:0 d2 --allow any) --time 1ms | sed 1,2d"},
 		{"leapio", "serve", "leapio serve null size=1M -o tsv >row & until test -s row; do sleep 0.05; done; kill $!; echo QEMU SOCKET RUN-DIR STATE-DIR; test $(tr -cd '\\t' <row | wc -c) = 3"},
 	} {
 		columns := heading(sh(tt.command))

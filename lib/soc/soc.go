@@ -14,6 +14,7 @@
 //	hosts.go       listeners: opened; who is let in there
 //	record.go      what is kept in STATE and what is shown as facts in RUN
 //	setup.go       what is made at every start
+//	successor.go   another program that takes over
 //	stat.go        what was counted
 //	handlers.go    the control API
 //
@@ -48,11 +49,17 @@ type Config struct {
 	// CPUs has one poller pinned to each; empty: one poller that is not pinned.
 	CPUs []int
 	Poll poller.Mode
-	Log  *slog.Logger
+	// Standby: if another runtime has the name, its end is waited for.
+	Standby bool
 	// Setup makes what is to be there after every start; nil: nothing is. It is
 	// called when the runtime is ready, beside all else, and uses the control API.
 	// An error says that some of it is not there. It returns when ctx ends.
 	Setup func(ctx context.Context) error
+	Log   *slog.Logger
+
+	before *before // the runtime that has started this one; nil: none has
+	failed error   // why this runtime goes on after an upgrade
+	kept   *record // what it had before: the other may have migrated its file
 }
 
 // Runtime is a running leap-soc.
@@ -95,6 +102,12 @@ type Runtime struct {
 
 	linkMu sync.Mutex
 	client *link.Client // nil while there is no link
+
+	stop      context.CancelFunc // ends this runtime
+	pause     atomic.Int64       // for guests, when it took over; 0: it did not
+	upgradeMu sync.Mutex
+	successor *successor // on standby, or nil
+	last      record     // at the end
 }
 
 // linkWait is how long a start waits for leap-wpt: what it keeps for this
@@ -103,16 +116,42 @@ const linkWait = 5 * time.Second
 
 // Run serves until ctx ends, then stops: nothing more is fetched, what is in
 // flight ends, and every controller stays enabled in leap-wpt for the next
-// runtime.
+// runtime. It does the same at an upgrade, and returns when the next runtime
+// serves.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Name == "" {
 		cfg.Name = api.DefaultRuntime
 	}
+	var err error
+	if cfg.before, err = startedBy(); err != nil {
+		return err
+	}
+	for {
+		r := newRuntime(cfg)
+		err := r.run(ctx)
+		next := r.next()
+		if next == nil {
+			return err
+		}
+		failed := next.takeOver(ctx)
+		if failed == nil {
+			return err
+		}
+		cfg.Log.Error("upgrade failed: going on", "err", errors.Join(err, failed))
+		cfg.before, cfg.failed, cfg.kept = nil, failed, &r.last
+	}
+}
+
+// run is one life of a runtime.
+func (r *Runtime) run(ctx context.Context) error {
+	cfg := &r.cfg
 	socket, err := cfg.Paths.RuntimeSocket(cfg.Name)
 	if err != nil {
 		return err
 	}
-	pid, err := api.LockPidFile(cfg.Paths.PidFile(cfg.Name))
+	ctx, r.stop = context.WithCancel(ctx)
+	defer r.stop()
+	pid, err := r.takePlace(ctx)
 	if err != nil {
 		return err
 	}
@@ -122,7 +161,6 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer control.Close()
-	r := newRuntime(cfg)
 	if err := r.openRecords(); err != nil {
 		return err
 	}
@@ -148,8 +186,6 @@ func Run(ctx context.Context, cfg Config) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(control) }()
 	linked := make(chan struct{})
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
 	go r.keepListeners(ctx)
 	var setup sync.WaitGroup
@@ -157,12 +193,19 @@ func Run(ctx context.Context, cfg Config) error {
 	if err == nil {
 		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
+		took := make(chan struct{})
+		go func() { defer close(took); r.tookOver(first) }()
 		select {
 		case <-ctx.Done():
 		case err = <-served:
 		}
+		r.stop()
+		<-took
 	}
-	cancel()
+	r.stop()
+	if next := r.next(); next != nil {
+		next.stopping()
+	}
 	setup.Wait()
 	<-r.listenersKept
 	<-linked
@@ -171,7 +214,44 @@ func Run(ctx context.Context, cfg Config) error {
 	err = errors.Join(err, server.Shutdown(stop))
 	r.refreshes.Wait()
 	r.changes.Wait()
+	r.mu.Lock()
+	r.last = r.record()
+	r.mu.Unlock()
 	return errors.Join(err, r.clearFacts())
+}
+
+// takePlace locks the pid file. On standby it waits for that.
+func (r *Runtime) takePlace(ctx context.Context) (*api.PidFile, error) {
+	path := r.cfg.Paths.PidFile(r.cfg.Name)
+	if !r.cfg.Standby && r.cfg.before == nil {
+		return api.LockPidFile(path)
+	}
+	if err := stateFile(r.cfg).Check(); err != nil {
+		return nil, err
+	}
+	r.log.Info("on standby")
+	r.cfg.before.say("standby")
+	return api.WaitPidFile(ctx, path)
+}
+
+// tookOver tells the runtime before this one that it can go, and finds out how
+// long guests had to wait.
+func (r *Runtime) tookOver(c *link.Client) {
+	if r.cfg.before == nil {
+		return
+	}
+	stopped := r.cfg.before.serving()
+	if stopped.IsZero() {
+		return
+	}
+	if c != nil {
+		if err := r.ports.Settled(c); err != nil {
+			return
+		}
+	}
+	pause := time.Since(stopped)
+	r.pause.Store(int64(pause))
+	r.log.Info("took over", "pause", pause)
 }
 
 // newRuntime makes a runtime that has nothing yet.
@@ -274,8 +354,11 @@ func (r *Runtime) info() api.RuntimeInfo {
 	r.mu.Unlock()
 	info := api.RuntimeInfo{
 		Name: r.cfg.Name, Version: r.cfg.Version, PID: os.Getpid(), Since: r.since, Uptime: time.Since(r.since),
-		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring,
+		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring, Pause: time.Duration(r.pause.Load()),
 		StateDir: r.cfg.Paths.State, Setup: setup,
+	}
+	if r.cfg.failed != nil {
+		info.UpgradeError = r.cfg.failed.Error()
 	}
 	queues := make(map[string]int)
 	for _, p := range r.ports.List() {

@@ -84,6 +84,11 @@ func (r *Runtime) watch(v *vol) {
 // is shown as failed, and the subsystems that need it wait.
 func (r *Runtime) load(ctx context.Context) error {
 	rec, err := r.state.Load()
+	if err != nil && r.cfg.kept != nil {
+		// A program that did not take over after all has migrated the file.
+		rec = *r.cfg.kept
+		err = r.state.Save(rec)
+	}
 	if err != nil {
 		return err
 	}

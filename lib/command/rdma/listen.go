@@ -73,6 +73,11 @@ func printURLs(call *cli.Call, l api.Listener) error {
 	for _, addr.NQN = range l.Subsystems {
 		urls = append(urls, madeURL{addr.String()})
 	}
+	if len(urls) == 0 {
+		if _, err := fmt.Fprintf(call.Stderr, "leap-rdma: there is no subsystem yet; those made later are shown at %s, too\n", l.URL); err != nil {
+			return err
+		}
+	}
 	if call.Format == cli.JSON {
 		return cli.List(call, nil, urls)
 	}

@@ -27,9 +27,10 @@ import (
 
 func run() *cli.Command {
 	var (
-		name  string
-		cpus  cpuList
-		setup setupFlag
+		name           string
+		cpus           cpuList
+		setup          setupFlag
+		standby, check bool
 	)
 	mode := api.PollAdaptive
 	return &cli.Command{
@@ -40,6 +41,8 @@ func run() *cli.Command {
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
 			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
+			{Name: "standby", Usage: "wait for the end of the runtime of this name, and take over", Value: cli.Bool(&standby)},
+			{Name: "check", Usage: "say whether this program could be the runtime, and do nothing", Value: cli.Bool(&check)},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -55,19 +58,39 @@ func run() *cli.Command {
 				return err
 			}
 			log := call.Logger("soc")
+			config := soc.Config{
+				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Standby: standby, Log: log,
+			}
+			if check {
+				program, err := soc.Check(config)
+				if err != nil {
+					return err
+				}
+				return command.ShowProgram(call, program)
+			}
 			ctx, stop := untilSignal(ctx, log)
 			defer stop()
-			cfg := soc.Config{Paths: paths, Name: name, Version: cli.Version(), CPUs: cpus, Poll: poll, Log: log}
 			if file := setup.choose(name, paths, machineSetup); file != "" {
-				cfg.Setup = (&starter{file: file, runtime: name, paths: paths, log: log}).make
+				config.Setup = (&starter{file: file, runtime: name, paths: paths, log: log}).make
 			}
-			err = soc.Run(ctx, cfg)
+			err = soc.Run(ctx, config)
 			if errors.Is(err, context.Canceled) {
 				return nil // asked to end before it was ready
 			}
 			return err
 		},
 	}
+}
+
+func upgrade() *cli.Command {
+	var runtime string
+	dial := func(call *cli.Call) (*api.Client, error) { return command.Runtime(call, runtime) }
+	return command.Upgrade("replace the running runtime by another program; guests pause and keep their drives", dial,
+		func(ctx context.Context, client *api.Client) (command.Running, error) {
+			var r api.RuntimeInfo
+			err := client.Get(ctx, api.Path("runtime"), &r)
+			return command.Running{Version: r.Version, PID: r.PID, Since: r.Since, Pause: r.Pause, UpgradeError: r.UpgradeError}, err
+		}, command.RuntimeFlag(&runtime))
 }
 
 // untilSignal gives a context that ends at the first TERM or INT. A second one

@@ -62,11 +62,12 @@ type maker struct {
 // makers are the verbs of a setup, by program and verb.
 func makers() map[string]maker {
 	return map[string]maker{
-		"leap-soc volume create":    {there: named("volumes")},
-		"leap-soc subsystem create": {there: named("subsystems")},
+		"leap-soc volume create":    {there: named("volumes", 0)},
+		"leap-rdma connect":         {there: named("volumes", 1), check: checkConnect},
+		"leap-soc subsystem create": {there: named("subsystems", 0)},
 		"leap-soc namespace add":    {there: namespaceThere},
 		"leap-soc host allow":       {there: hostThere},
-		"leap-rdma listen":          {there: named("listeners"), check: checkListenURL},
+		"leap-rdma listen":          {there: named("listeners", 0), check: checkListenURL},
 		"leap-wpt port add":         {there: portThere, port: true},
 		"leap-qmap map":             {there: mapThere, port: true},
 	}
@@ -90,10 +91,10 @@ func found(err error) (bool, error) {
 	return err == nil, err
 }
 
-// named is maker.there for a thing of a collection that the first argument names.
-func named(collection string) func(context.Context, *setup, *step) (bool, error) {
+// named is maker.there for a thing of a collection that argument i names.
+func named(collection string, i int) func(context.Context, *setup, *step) (bool, error) {
 	return func(ctx context.Context, s *setup, p *step) (bool, error) {
-		return s.get(ctx, p, nil, collection, p.Args()[0])
+		return s.get(ctx, p, nil, collection, p.Args()[i])
 	}
 }
 
@@ -125,6 +126,13 @@ func hostThere(ctx context.Context, s *setup, p *step) (bool, error) {
 func checkListenURL(p *cli.Prepared) error {
 	if addr, err := fabrics.ParseAddress(p.Args()[0]); err == nil && addr.Port == 0 {
 		return fault.Errorf(fault.Usage, "", "", "%s: with port 0 every run would make a listener of its own", p.Args()[0])
+	}
+	return nil
+}
+
+func checkConnect(p *cli.Prepared) error {
+	if _, dry := p.Value("dry-run"); dry || len(p.Args()) == 1 {
+		return fault.Errorf(fault.Usage, "", "", "it makes no volume")
 	}
 	return nil
 }
@@ -183,8 +191,10 @@ func (p *step) prepare() error {
 	if p.maker, ok = makers[command]; !ok {
 		return notOfSetup(command, makers)
 	}
-	if name := p.Args()[0]; name == "" || name == "/" {
-		return fault.Errorf(fault.Usage, "", "", "%q is no name of anything", name)
+	for _, name := range p.Args() {
+		if name == "" || name == "/" {
+			return fault.Errorf(fault.Usage, "", "", "%q is no name of anything", name)
+		}
 	}
 	if p.check != nil {
 		if err := p.check(p.Prepared); err != nil {

@@ -19,7 +19,7 @@ func Command() *cli.Command {
 		Name:  "leap-soc",
 		Usage: "the storage runtime: volumes and the subsystems that show them",
 		Commands: []*cli.Command{
-			run(),
+			run(), upgrade(),
 			{Name: "volume", Usage: "addressable blocks", Commands: []*cli.Command{
 				volumeCreate(), volumeList(), volumeShow(), volumeResize(), volumeDelete(), volumeDescribe(),
 			}},
