@@ -57,6 +57,9 @@ type Config struct {
 	Setup func(ctx context.Context) error
 	Log   *slog.Logger
 
+	Ready     func()        // called once it serves; may be nil
+	Succeeded func(pid int) // called at an upgrade, when another process serves; may be nil
+
 	before *before // the runtime that has started this one; nil: none has
 	failed error   // why this runtime goes on after an upgrade
 	kept   *record // what it had before: the other may have migrated its file
@@ -135,6 +138,9 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		failed := next.takeOver(ctx)
 		if failed == nil {
+			if cfg.Succeeded != nil {
+				cfg.Succeeded(next.cmd.Process.Pid)
+			}
 			return err
 		}
 		cfg.Log.Error("upgrade failed: going on", "err", errors.Join(err, failed))
@@ -193,6 +199,9 @@ func (r *Runtime) run(ctx context.Context) error {
 	if err == nil {
 		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
+		if cfg.Ready != nil {
+			cfg.Ready()
+		}
 		took := make(chan struct{})
 		go func() { defer close(took); r.tookOver(first) }()
 		select {

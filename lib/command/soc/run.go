@@ -60,6 +60,7 @@ func run() *cli.Command {
 			log := call.Logger("soc")
 			config := soc.Config{
 				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Standby: standby, Log: log,
+				Ready: func() { command.NotifyReady(log) }, Succeeded: func(pid int) { command.NotifyMainPID(log, pid) },
 			}
 			if check {
 				program, err := soc.Check(config)

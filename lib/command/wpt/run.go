@@ -29,7 +29,10 @@ func run() *cli.Command {
 			log := call.Logger("wpt")
 			config := wpt.Config{
 				Paths: paths, Version: cli.Version(), Logger: log,
-				Ready: func() { log.Info("ready", "socket", paths.WptSocket()) },
+				Ready: func() {
+					log.Info("ready", "socket", paths.WptSocket())
+					command.NotifyReady(log)
+				},
 			}
 			if !check {
 				return wpt.Run(ctx, config)
