@@ -30,6 +30,7 @@ type ListenerSpec struct {
 	Advertise string       `json:"advertise"` // HOST[:PORT] that discovery tells hosts; empty: the address they have come to
 	Shared    bool         `json:"shared"`    // volumes only, as NamespaceSpec.Shared
 	ReadOnly  bool         `json:"read_only"` // volumes only, as NamespaceSpec.ReadOnly
+	UUID      string       `json:"uuid"`      // volumes only, as SubsystemSpec.UUID
 }
 
 // Check tells whether the words of the request are well-formed. The URL and the
@@ -48,7 +49,7 @@ func (s ListenerSpec) Check() error {
 			return err
 		}
 	}
-	return nil
+	return CheckUUID(s.UUID)
 }
 
 // CheckTarget tells whether a word can be a subsystem, by name or NQN, or a

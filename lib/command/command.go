@@ -13,7 +13,8 @@
 // two verbs run hand over to the daemons' bodies, lib/wpt and lib/soc.
 //
 //	wpt      leap-wpt: ports; the broker
-//	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted; the runtime
+//	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted;
+//	         the runtime; whole setups, which run verbs of the others
 //	qmap     leap-qmap: which port shows what; queue pairs
 //	rdma     leap-rdma: listeners for hosts; looking at those of others, and measuring them
 //	leapio   leapio: all of them in one binary, and leapio serve

@@ -307,6 +307,7 @@ func TestColumns(t *testing.T) {
 		{"leap-soc", "namespace list", "leap-soc namespace list"},
 		{"leap-soc", "host list", "leap-soc host list vm1"},
 		{"leap-soc", "show", "leap-soc show"},
+		{"leap-soc", "apply", "leap-soc export | leap-soc apply -"},
 		{"leap-soc", "stat", "leap-soc stat | sed 1,2d"},
 		{"leap-soc", "stat", "leap-soc stat --interval 10ms --count 1"},
 		{"leap-soc", "events", fmt.Sprintf(events, "leap-soc", "leap-soc volume create x$i null size=1M")},

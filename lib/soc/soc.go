@@ -13,6 +13,7 @@
 //	listeners.go   listeners: made, removed
 //	hosts.go       listeners: opened; who is let in there
 //	record.go      what is kept in STATE and what is shown as facts in RUN
+//	setup.go       what is made at every start
 //	successor.go   another program that takes over
 //	stat.go        what was counted
 //	handlers.go    the control API
@@ -50,7 +51,11 @@ type Config struct {
 	Poll poller.Mode
 	// Standby: if another runtime has the name, its end is waited for.
 	Standby bool
-	Log     *slog.Logger
+	// Setup makes what is to be there after every start; nil: nothing is. It is
+	// called when the runtime is ready, beside all else, and uses the control API.
+	// An error says that some of it is not there. It returns when ctx ends.
+	Setup func(ctx context.Context) error
+	Log   *slog.Logger
 
 	Ready     func()        // called once it serves; may be nil
 	Succeeded func(pid int) // called at an upgrade, when another process serves; may be nil
@@ -84,10 +89,11 @@ type Runtime struct {
 
 	mu         sync.Mutex
 	volumes    map[string]*vol
-	making     map[string]bool // names of volumes that are being made
+	making     map[string]string // the UUIDs of volumes that are being made, by name
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log
+	setup      string            // api.SetupNone, ...
 
 	admission     atomic.Pointer[admission]
 	admitted      chan struct{} // closed when leap-wpt has let this runtime in
@@ -181,14 +187,17 @@ func (r *Runtime) run(ctx context.Context) error {
 		return err
 	}
 
+	r.beginSetup()
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(control) }()
 	linked := make(chan struct{})
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
 	go r.keepListeners(ctx)
+	var setup sync.WaitGroup
 	err = pid.Ready()
 	if err == nil {
+		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
 		if cfg.Ready != nil {
 			cfg.Ready()
@@ -206,6 +215,7 @@ func (r *Runtime) run(ctx context.Context) error {
 	if next := r.next(); next != nil {
 		next.stopping()
 	}
+	setup.Wait()
 	<-r.listenersKept
 	<-linked
 	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
@@ -257,7 +267,7 @@ func (r *Runtime) tookOver(c *link.Client) {
 func newRuntime(cfg Config) *Runtime {
 	return &Runtime{
 		cfg: cfg, log: cfg.Log, since: time.Now(),
-		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
+		volumes: make(map[string]*vol), making: make(map[string]string), subsystems: make(map[string]*subsystem),
 		listeners: make(map[int]*listener), admitted: make(chan struct{}),
 		listenersKept: make(chan struct{}), listenerWork: make(chan struct{}, 1),
 	}
@@ -348,9 +358,13 @@ func (r *Runtime) publish(kind, name, state, detail string) {
 // info describes the runtime.
 func (r *Runtime) info() api.RuntimeInfo {
 	uring, _ := r.ring()
+	r.mu.Lock()
+	setup := r.setup
+	r.mu.Unlock()
 	info := api.RuntimeInfo{
 		Name: r.cfg.Name, Version: r.cfg.Version, PID: os.Getpid(), Since: r.since, Uptime: time.Since(r.since),
 		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring, Pause: time.Duration(r.pause.Load()),
+		StateDir: r.cfg.Paths.State, Setup: setup,
 	}
 	if r.cfg.failed != nil {
 		info.UpgradeError = r.cfg.failed.Error()

@@ -310,7 +310,8 @@ func (b *Broker) addPort(spec api.PortSpec, caller *api.Caller) (api.Port, error
 			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists")
 		}
 		if what := p.differs(spec); what != "" {
-			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists with another %s", what)
+			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists, with %s", what).
+				Hint("`leap-wpt port remove " + spec.Name + "`, when no guest has it, makes room for another")
 		}
 		return p.show(), nil
 	}
@@ -350,7 +351,7 @@ func newRecord(spec api.PortSpec, caller *api.Caller) record {
 	return r
 }
 
-// differs names the first thing in which the port is not what spec asks for.
+// differs says what the port has in the first thing that is not as spec asks for.
 // What spec leaves out may be anything.
 func (p *port) differs(spec api.PortSpec) string {
 	p.mu.Lock()
@@ -362,7 +363,7 @@ func (p *port) differs(spec api.PortSpec) string {
 		{"runtime", spec.Runtime, p.record.Runtime},
 	} {
 		if f.want != "" && f.want != f.have {
-			return f.name
+			return f.name + " " + cmp.Or(f.have, "-")
 		}
 	}
 	return ""

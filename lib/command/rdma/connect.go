@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
@@ -65,21 +64,7 @@ func connect() *cli.Command {
 func nvmeConnect(addr fabrics.Address) string {
 	words := []string{"nvme", "connect", "--transport=" + addr.Transport.String(), "--traddr=" + addr.Host,
 		"--trsvcid=" + strconv.Itoa(int(addr.Port)), "--nqn=" + addr.NQN}
-	for i, w := range words {
-		words[i] = shellWord(w)
-	}
-	return strings.Join(words, " ")
-}
-
-// shellWord is a word for sh, in quotes if it needs some.
-func shellWord(w string) string {
-	plain := func(c rune) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_=./:,@+%", c)
-	}
-	if strings.IndexFunc(w, func(c rune) bool { return !plain(c) }) < 0 {
-		return w
-	}
-	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+	return cli.QuoteAll(words)
 }
 
 func disconnect() *cli.Command {

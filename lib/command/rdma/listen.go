@@ -34,6 +34,7 @@ func listen() *cli.Command {
 			{Name: "advertise", Arg: "ADDR", Usage: "the address that discovery tells hosts; without it, the one they have come to", Value: cli.String(&spec.Advertise)},
 			{Name: "shared", Usage: "the volumes may be in use elsewhere, too", Value: cli.Bool(&spec.Shared)},
 			{Name: "read-only", Usage: "hosts cannot write to the volumes", Value: cli.Bool(&spec.ReadOnly)},
+			{Name: "uuid", Arg: "UUID", Usage: "the UUID of the subsystem that the volumes get; without it, a new one", Value: cli.String(&spec.UUID)},
 			{Name: "exist-ok", Usage: "a listener that is as asked for already is no error, here in any case", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {

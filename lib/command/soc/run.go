@@ -29,6 +29,7 @@ func run() *cli.Command {
 	var (
 		name           string
 		cpus           cpuList
+		setup          setupFlag
 		standby, check bool
 	)
 	mode := api.PollAdaptive
@@ -39,6 +40,7 @@ func run() *cli.Command {
 		Flags: []cli.Flag{
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
+			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
 			{Name: "standby", Usage: "wait for the end of the runtime of this name, and take over", Value: cli.Bool(&standby)},
 			{Name: "check", Usage: "say whether this program could be the runtime, and do nothing", Value: cli.Bool(&check)},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
@@ -69,6 +71,9 @@ func run() *cli.Command {
 			}
 			ctx, stop := untilSignal(ctx, log)
 			defer stop()
+			if file := setup.choose(name, paths, machineSetup); file != "" {
+				config.Setup = (&starter{file: file, runtime: name, paths: paths, log: log}).make
+			}
 			err = soc.Run(ctx, config)
 			if errors.Is(err, context.Canceled) {
 				return nil // asked to end before it was ready

@@ -44,8 +44,8 @@ func options(v api.Volume) any {
 
 func volumeCreate() *cli.Command {
 	var (
-		runtime string
-		existOK bool
+		runtime, uuid string
+		existOK       bool
 	)
 	return &cli.Command{
 		Name:  "create",
@@ -54,6 +54,7 @@ func volumeCreate() *cli.Command {
 		Args:  "NAME KIND [KEY=VALUE...]",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
+			{Name: "uuid", Arg: "UUID", Usage: "its UUID, which hosts see; without it, a new one", Value: cli.String(&uuid)},
 			{Name: "exist-ok", Usage: "a volume that is as asked for already is no error", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -61,7 +62,10 @@ func volumeCreate() *cli.Command {
 			if err != nil {
 				return err
 			}
-			spec.ExistOK = existOK
+			spec.UUID, spec.ExistOK = uuid, existOK
+			if err := spec.Check(); err != nil {
+				return err
+			}
 			return command.MakeVolume(ctx, call, runtime, spec)
 		},
 	}
