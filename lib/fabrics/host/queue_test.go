@@ -179,10 +179,22 @@ func TestViolations(t *testing.T) {
 		{"R2T of nothing", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, 0)} }, fabrics.FESDataOutOfRange},
 		{"R2T beyond the end", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, testSize+4)} }, fabrics.FESDataOutOfRange},
 		{"R2T that wraps", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, 0xffffffff)} }, fabrics.FESDataOutOfRange},
-		{"R2T out of order", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 4096, 4096)} }, fabrics.FESDataOutOfRange},
-		{"two R2Ts", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+		{"R2T for what has been asked for", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
 			return [][]byte{l.r2t(cid, 0, testSize), l.r2t(cid, 4096, 4096)}
+		}, fabrics.FESDataOutOfRange},
+		{"R2Ts that overlap", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			return [][]byte{l.r2t(cid, 4096, 4096), l.r2t(cid, 0, 4100)}
+		}, fabrics.FESDataOutOfRange},
+		{"too many pieces", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			var pdus [][]byte
+			for i := range uint32(maxSpans + 1) {
+				pdus = append(pdus, l.r2t(cid, 8*i, 4))
+			}
+			return pdus
 		}, fabrics.FESLimitExceeded},
+		{"success of a write of which a part was not asked for", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			return [][]byte{l.r2t(cid, 4096, 4096), l.r2t(cid, 0, 4092), l.response(cid, 0)}
+		}, fabrics.FESSequence},
 		{"initialization again", nvme.IORead, func(l *link, cid uint16) [][]byte {
 			var r fabrics.ICResp
 			l.out.Make(&r.CommonHeader, fabrics.TypeICResp, 0, 0)
