@@ -4,11 +4,14 @@
 package soc_test
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/units"
+	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
 
 // remote makes volume d1, which is volume m over NVMe/TCP, by a listener of the
@@ -27,6 +30,20 @@ func (r *rig) remote() api.Listener {
 func (r *rig) listen(url string) api.Listener {
 	r.t.Helper()
 	return call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{URL: url, Targets: []string{"s"}})
+}
+
+// isState waits until volume d1 is in a state.
+func (r *rig) isState(want string) {
+	r.t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		v := call[api.Volume](r, r.client(), "GET", "/v1/volumes/d1", nil)
+		if v.State == want {
+			return
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("volume d1 is %s (%s), want %s", v.State, v.Error, want)
+		}
+	}
 }
 
 // TestRemoteRestart stops and starts the runtime that has both the remote volume
@@ -54,25 +71,67 @@ func TestRemoteAway(t *testing.T) {
 	l := r.remote()
 	n := r.drive("vm1", api.DoorbellsMap, small, "d1")
 	load := newLoad(t, n, 2)
-	state := func(want string) {
-		t.Helper()
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			v := call[api.Volume](r, r.client(), "GET", "/v1/volumes/d1", nil)
-			if v.State == want {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("volume d1 is %s (%s), want %s", v.State, v.Error, want)
-			}
-		}
-	}
 	time.Sleep(50 * time.Millisecond)
 	call[api.None](r, r.client(), "DELETE", fmt.Sprintf("/v1/listeners/%d", l.Number), nil)
-	state("failed")
+	r.isState("failed")
 	r.stopSoc()
 	r.startSoc()
-	state("failed")
+	r.isState("failed")
 	r.listen(l.URL)
-	state("ready")
+	r.isState("ready")
 	load.end()
+}
+
+// TestRemoteGrows: the namespace of a remote volume grows, under verified I/O of
+// a guest and while it is away: the guest is told, and reaches what came. A
+// restart knows the new size while the remote is away.
+func TestRemoteGrows(t *testing.T) {
+	t.Parallel()
+	r := newRigOf(t, 2)
+	l := r.remote()
+	n := r.drive("vm1", api.DoorbellsMap, small, "d1")
+	load := newLoad(t, n, 2)
+	grow := func(size uint64) {
+		t.Helper()
+		call[api.Volume](r, r.client(), "PUT", "/v1/volumes/m", api.VolumeResize{Size: units.Size(size)})
+	}
+	write := func(size uint64) {
+		t.Helper()
+		q, err := n.CreatePair(9, 16, vfiousertest.Polled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := q.Write(1, size/512-1, bytes.Repeat([]byte{7}, 512), 512); err != nil {
+			t.Errorf("writing the last block of %d: %v", size, err)
+		}
+		if err := n.DeletePair(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := attributeEvents(t, n)
+	grow(96 * mib)
+	told()
+	isNamespace(t, n, 96*mib, 512)
+	r.isVolume(96*mib, 512)
+	write(96 * mib)
+
+	told = attributeEvents(t, n)
+	call[api.None](r, r.client(), "DELETE", fmt.Sprintf("/v1/listeners/%d", l.Number), nil)
+	r.isState("failed")
+	grow(128 * mib)
+	l = r.listen(l.URL)
+	told()
+	r.isState("ready")
+	isNamespace(t, n, 128*mib, 512)
+	r.isVolume(128*mib, 512)
+	write(128 * mib)
+	load.end()
+
+	call[api.None](r, r.client(), "DELETE", fmt.Sprintf("/v1/listeners/%d", l.Number), nil)
+	r.isState("failed")
+	r.stopSoc()
+	r.startSoc()
+	if v := call[api.Volume](r, r.client(), "GET", "/v1/volumes/d1", nil); v.Size != 128*mib {
+		t.Errorf("after a restart without the remote the volume has %d bytes", v.Size)
+	}
 }

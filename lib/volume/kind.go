@@ -3,7 +3,10 @@
 
 package volume
 
-import "context"
+import (
+	"context"
+	"log/slog"
+)
 
 // Kind is one kind of volume, as `volume create NAME KIND` names it.
 type Kind struct {
@@ -52,4 +55,6 @@ type Env interface {
 	Fetch(name string) (fd int, err error)
 	// Drop forgets what is kept under name.
 	Drop(name string) error
+	// Logger is for what is worth a line and is no error.
+	Logger() *slog.Logger
 }

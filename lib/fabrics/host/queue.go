@@ -101,6 +101,9 @@ func NewQueue(set *tcp.Set, s *Socket, closed func(error)) (*Queue, error) {
 // Room returns how many commands can be started.
 func (q *Queue) Room() int { return len(q.free) }
 
+// Idle reports whether no command is in flight.
+func (q *Queue) Idle() bool { return q.running == 0 }
+
 // Close breaks the connection with its commands.
 func (q *Queue) Close(err error) {
 	q.conn.Close(err)

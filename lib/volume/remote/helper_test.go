@@ -127,7 +127,7 @@ func spec(addr netip.AddrPort, options ...string) *volume.Spec {
 // open makes a volume, which is closed when the test ends.
 func open(t testing.TB, s *volume.Spec) *remote {
 	t.Helper()
-	v, err := Kind.Make(t.Context(), nil, s)
+	v, err := Kind.Make(t.Context(), new(volumetest.Env), s)
 	if err != nil {
 		t.Fatal(err)
 	}

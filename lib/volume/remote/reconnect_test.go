@@ -223,12 +223,14 @@ func TestOptions(t *testing.T) {
 		{"fast-io-fail", "soon", fault.Usage, "fast-io-fail=soon"},
 		{"host-nqn", "me", fault.Usage, "host-nqn="},
 		{"size", "1M", fault.Usage, "unknown option size="},
-		{"queues", "2", fault.Usage, "unknown option queues="},
+		{"queues", "0", fault.Usage, "queues=0"},
+		{"queues", "17", fault.Usage, "queues=17"},
+		{"resubmit", "always", fault.Usage, "resubmit=always"},
 		{"keep-alive", "5s", fault.Peer, "refused"},
 	} {
 		s := spec(addr)
 		s.Options[tt.key] = tt.value
-		_, err := Kind.Make(t.Context(), nil, s)
+		_, err := Kind.Make(t.Context(), new(volumetest.Env), s)
 		if err == nil || fault.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s=%s: %v (%v), want %v, %q", tt.key, tt.value, err, fault.KindOf(err), tt.kind, tt.want)
 		}
@@ -236,12 +238,12 @@ func TestOptions(t *testing.T) {
 	s := newServer(t, shape)
 	wrong := spec(s.addr)
 	wrong.Options["addr"] += "?nsid=9"
-	if _, err := Kind.Make(t.Context(), nil, wrong); err == nil || !strings.Contains(err.Error(), "amespace") {
+	if _, err := Kind.Make(t.Context(), new(volumetest.Env), wrong); err == nil || !strings.Contains(err.Error(), "amespace") {
 		t.Errorf("nsid=9: %v", err)
 	}
 	wrong = spec(s.addr)
 	wrong.Options["addr"] += "1"
-	if _, err := Kind.Make(t.Context(), nil, wrong); fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Usage {
+	if _, err := Kind.Make(t.Context(), new(volumetest.Env), wrong); fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Usage {
 		t.Errorf("another NQN: %v (%v)", err, fault.KindOf(err))
 	}
 }

@@ -6,6 +6,7 @@ package volumetest
 import (
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -39,6 +40,9 @@ func NewEnv(t testing.TB, folder string) *Env {
 
 // DataPath implements volume.Env.
 func (e *Env) DataPath(name string) string { return filepath.Join(e.Folder, "volumes", name+".img") }
+
+// Logger implements volume.Env: nobody reads it.
+func (e *Env) Logger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // Keep implements volume.Env. A name in use is an error: who keeps something
 // new has dropped the old.
