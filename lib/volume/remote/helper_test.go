@@ -39,6 +39,7 @@ type server struct {
 	volume volume.Volume
 	sub    *controller.Subsystem
 	uuid   nvme.UUID
+	limits target.Limits
 	addr   netip.AddrPort // of the first start; the same for each further one
 
 	target  *target.Target
@@ -48,8 +49,13 @@ type server struct {
 // newServer makes the volume and starts the target.
 func newServer(t testing.TB, shape volume.Shape) *server {
 	t.Helper()
+	return newLimitedServer(t, shape, target.Limits{})
+}
+
+func newLimitedServer(t testing.TB, shape volume.Shape, limits target.Limits) *server {
+	t.Helper()
 	goroutines, before := runtime.NumGoroutine(), descriptors(t)
-	s := &server{t: t, env: volumetest.NewEnv(t, t.TempDir()), uuid: nvme.NewUUID(), addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	s := &server{t: t, env: volumetest.NewEnv(t, t.TempDir()), uuid: nvme.NewUUID(), limits: limits, addr: netip.MustParseAddrPort("127.0.0.1:0")}
 	spec := &volume.Spec{Name: "m", Kind: "mem", Options: map[string]string{"size": fmt.Sprint(shape.Size), "block": fmt.Sprint(shape.Block)}}
 	var err error
 	if s.volume, err = mem.Kind.Make(t.Context(), s.env, spec); err != nil {
@@ -85,7 +91,7 @@ func (s *server) start() {
 	}
 	sub := s.sub
 	s.target = target.New(target.Config{
-		Pollers: s.pollers, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Pollers: s.pollers, Limits: s.limits, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Subsystem: func(_ int, nqn, _ string) (*controller.Subsystem, error) {
 			if nqn != testNQN {
 				return nil, target.ErrNoSubsystem
