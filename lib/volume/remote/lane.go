@@ -191,9 +191,9 @@ func (l *lane) patrol() {
 	if l.ended {
 		return
 	}
-	l.set.Sweep(stalled)
+	l.set.Sweep(l.r.stalled)
 	for i := range l.ops {
-		if o := &l.ops[i]; o.wire != nil && l.p.Now()-o.began > unanswered {
+		if o := &l.ops[i]; o.wire != nil && l.p.Now()-o.began > l.r.unanswered {
 			o.wire.queue.Close(tcp.ErrStalled)
 		}
 	}

@@ -227,6 +227,7 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (volume.Volu
 	r := &remote{
 		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
 		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(), log: env.Logger(),
+		stalled: stalled, unanswered: unanswered,
 	}
 	var cancel context.CancelCauseFunc
 	r.ctx, cancel = context.WithCancelCause(context.Background())
@@ -305,12 +306,15 @@ func (r *remote) recall(spec *volume.Spec) error {
 // remote is the volume.
 type remote struct {
 	config
-	id     string // of the namespace
-	info   atomic.Pointer[volume.Info]
-	found  atomic.Pointer[volume.Info] // see Found
-	epoch  time.Time
-	log    *slog.Logger
-	ctx    context.Context // ends by close, with errClosed
+	id    string // of the namespace
+	info  atomic.Pointer[volume.Info]
+	found atomic.Pointer[volume.Info] // see Found
+	epoch time.Time
+	log   *slog.Logger
+	ctx   context.Context // ends by close, with errClosed
+
+	stalled, unanswered time.Duration // see the constants
+
 	close  func()
 	done   chan struct{} // closed when keep has ended
 	opened chan struct{} // there may be a lane without a connection, or one for it
