@@ -4,12 +4,14 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +42,7 @@ type server struct {
 	sub    *controller.Subsystem
 	uuid   nvme.UUID
 	limits target.Limits
+	single atomic.Bool    // one association at a time, as leap-soc has it for what is not shared
 	addr   netip.AddrPort // of the first start; the same for each further one
 
 	target  *target.Target
@@ -95,6 +98,9 @@ func (s *server) start() {
 		Subsystem: func(_ int, nqn, _ string) (*controller.Subsystem, error) {
 			if nqn != testNQN {
 				return nil, target.ErrNoSubsystem
+			}
+			if now, _ := sub.Controllers(); now > 0 && s.single.Load() {
+				return nil, errors.New("another host is connected")
 			}
 			return sub, nil
 		},

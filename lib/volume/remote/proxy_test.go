@@ -4,7 +4,8 @@
 package remote
 
 import (
-	"math/rand/v2"
+	"encoding/binary"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/volumetest"
@@ -22,18 +24,32 @@ type proxy struct {
 	addr netip.AddrPort // where it listens
 	to   netip.AddrPort
 
-	corrupt atomic.Int64 // how many bytes are still to be falsified
-	flipped atomic.Int64 // how many have been
+	// spoil is asked about every PDU: it returns what of it passes, as it is to
+	// be, and whether that is the end of the connection. nil: all passes.
+	spoil atomic.Pointer[func(passing) (pdu []byte, cut bool)]
 
 	l     net.Listener
 	over  chan struct{}
 	wg    sync.WaitGroup
 	mu    sync.Mutex
 	conns map[net.Conn]*pair
+	made  int // connections since the last cut
+}
+
+// passing is a PDU on its way.
+type passing struct {
+	fabrics.CommonHeader
+	pdu    []byte // the whole of it, which may be changed
+	conn   int    // connections made after the last cut have numbers from 0 on
+	queue  int    // QID; -1: of a connection that is being initialized
+	toHost bool
+	n      int // number of the PDU in its direction, from 0 on
 }
 
 // pair is a connection through the proxy.
 type pair struct {
+	number       int
+	queue        atomic.Int32
 	host, target net.Conn
 	hold         chan struct{} // closed: nothing passes, nobody is told
 	once         sync.Once
@@ -70,20 +86,20 @@ func (p *proxy) accept() {
 		x := &pair{host: host, target: target, hold: make(chan struct{})}
 		p.mu.Lock()
 		p.conns[host] = x
+		x.number = p.made
+		p.made++
 		p.mu.Unlock()
 		p.wg.Go(func() { p.pass(x, host, target) })
 		p.wg.Go(func() { p.pass(x, target, host) })
 	}
 }
 
-// pass carries bytes one way.
+// pass carries PDUs one way.
 func (p *proxy) pass(x *pair, from, to net.Conn) {
 	defer p.end(x)
-	rnd := rand.New(rand.NewPCG(3, 4))
-	b := make([]byte, 32<<10)
-	passed, next := 0, 4096+rnd.IntN(64<<10) // the handshakes have no digests
-	for {
-		n, err := from.Read(b)
+	b := make([]byte, 1<<20)
+	for n := 0; ; n++ {
+		pdu, err := nextPDU(from, b)
 		select {
 		case <-x.hold:
 			if err != nil {
@@ -93,15 +109,38 @@ func (p *proxy) pass(x *pair, from, to net.Conn) {
 			continue
 		default:
 		}
-		if passed += n; passed > next && n > 0 && p.corrupt.Load() > 0 && p.corrupt.Add(-1) >= 0 {
-			b[rnd.IntN(n)] ^= 1 << rnd.IntN(8)
-			p.flipped.Add(1)
-			next = passed + 64<<10 + rnd.IntN(256<<10)
+		if err != nil {
+			return
 		}
-		if _, werr := to.Write(b[:n]); err != nil || werr != nil {
+		passes := passing{pdu: pdu, conn: x.number, queue: -1, toHost: from == x.target, n: n}
+		copy(fabrics.Bytes(&passes.CommonHeader), pdu)
+		if n == 1 && !passes.toHost { // Connect
+			var c fabrics.CapsuleCmd
+			copy(fabrics.Bytes(&c), pdu)
+			x.queue.Store(int32(fabrics.ConnectOf(&c.SQE).QID))
+		}
+		if n > 0 {
+			passes.queue = int(x.queue.Load())
+		}
+		cut := false
+		if f := p.spoil.Load(); f != nil {
+			pdu, cut = (*f)(passes)
+		}
+		if _, err := to.Write(pdu); err != nil || cut {
 			return
 		}
 	}
+}
+
+// nextPDU reads a PDU, which may be longer than the buffer if somebody has
+// falsified its length: then it is what fits.
+func nextPDU(from io.Reader, b []byte) ([]byte, error) {
+	if _, err := io.ReadFull(from, b[:fabrics.CommonHeaderSize]); err != nil {
+		return nil, err
+	}
+	n := min(max(binary.LittleEndian.Uint32(b[4:]), fabrics.CommonHeaderSize), uint32(len(b)))
+	_, err := io.ReadFull(from, b[fabrics.CommonHeaderSize:n])
+	return b[:n], err
 }
 
 func (p *proxy) end(x *pair) {
@@ -116,6 +155,7 @@ func (p *proxy) end(x *pair) {
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.made = 0
 	for _, x := range p.conns {
 		x.host.Close()
 		x.target.Close()
@@ -131,7 +171,8 @@ func (p *proxy) hold() {
 	}
 }
 
-// verify writes and reads a region again and again, and compares every byte.
+// verify writes a region and reads it twice, again and again, and compares every
+// byte: a write that takes effect late is found by the second look.
 type verify struct {
 	t       testing.TB
 	c       *volumetest.Client
@@ -142,6 +183,7 @@ type verify struct {
 	size    uint64
 	round   uint64
 	rounds  uint64
+	looked  bool // once in this round
 	running bool
 	done    *sync.WaitGroup
 }
@@ -211,6 +253,11 @@ func (v *verify) Completed(r *volume.Request) {
 			v.done.Done()
 			return
 		}
+	}
+	if v.looked = !v.looked; v.looked {
+		clear(v.data)
+		v.submit(volume.Read)
+		return
 	}
 	v.write()
 }

@@ -61,19 +61,6 @@ func TestCuts(t *testing.T) {
 	}
 }
 
-// TestCorruption: bytes are falsified on their way, and digests find them all.
-func TestCorruption(t *testing.T) {
-	p := newProxy(t, newServer(t, shape).addr)
-	r := open(t, quickSpec(p.addr, "hdr-digest", "on", "data-digest", "on"))
-	c := volumetest.Connect(t, r, cfg)
-	const bytes = 8
-	p.corrupt.Store(bytes)
-	load(t, []*volumetest.Client{c}, 20, 100)()
-	if n := p.flipped.Load(); n != bytes {
-		t.Errorf("%d bytes were falsified, want %d", n, bytes)
-	}
-}
-
 // ended is an owner that notes the order of ends.
 type ended struct {
 	count *atomic.Int32
