@@ -205,6 +205,7 @@ func FuzzQueue(f *testing.F) {
 			sent <- all
 		}()
 		s := &Socket{QID: 1, fd: fds[0], maxH2C: 4096, entries: entries, inCapsule: 512}
+		defer s.Close()
 		s.in, s.out = framings(options)
 		closed := make(chan error, 1)
 		var q *Queue

@@ -320,7 +320,7 @@ func TestBadNetwork(t *testing.T) {
 		return len(faults)
 	}
 	for end := time.Now().Add(duration); (time.Now().Before(end) || kinds() < 6) && !t.Failed(); {
-		load(t, clients, 10, 3)()
+		load(t, clients, 5, 3)()
 	}
 	t.Log(fmt.Sprint(faults))
 }

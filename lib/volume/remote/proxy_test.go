@@ -4,6 +4,7 @@
 package remote
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -179,6 +180,7 @@ type verify struct {
 	req     volume.Request
 	off     uint64
 	data    []byte
+	want    []byte
 	segs    []dma.Segment
 	size    uint64
 	round   uint64
@@ -201,6 +203,7 @@ func load(t testing.TB, clients []*volumetest.Client, n int, rounds uint64) (wai
 			// Short and in the capsule, long and by R2Ts, longer than one command.
 			v.size = []uint64{4096, 8192, 64 << 10, 128 << 10, region}[j%5]
 			v.data, v.segs = mem.Bytes(at, v.size), mem.Segments(at, v.size)
+			v.want = make([]byte, v.size)
 			done.Add(1)
 			c.On(v.write)
 		}
@@ -208,9 +211,11 @@ func load(t testing.TB, clients []*volumetest.Client, n int, rounds uint64) (wai
 	return done.Wait
 }
 
-// pattern is what is in the region in a round.
-func (v *verify) pattern(i int) byte {
-	return byte(uint64(i)>>9*31 + v.round*7 + v.off>>12 + uint64(i))
+// fill makes p what is in the region in this round.
+func (v *verify) fill(p []byte) {
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], v.round<<40|v.off+uint64(i))
+	}
 }
 
 func (v *verify) write() {
@@ -218,9 +223,7 @@ func (v *verify) write() {
 		v.done.Done()
 		return
 	}
-	for i := range v.data {
-		v.data[i] = v.pattern(i)
-	}
+	v.fill(v.data)
 	v.submit(volume.Write)
 }
 
@@ -247,12 +250,10 @@ func (v *verify) Completed(r *volume.Request) {
 		v.submit(volume.Read)
 		return
 	}
-	for i, b := range v.data {
-		if b != v.pattern(i) {
-			v.t.Errorf("round %d at %d: byte %d is %#x, want %#x", v.round, v.off, i, b, v.pattern(i))
-			v.done.Done()
-			return
-		}
+	if v.fill(v.want); !bytes.Equal(v.data, v.want) {
+		v.t.Errorf("round %d at %d: what is read is not what was written", v.round, v.off)
+		v.done.Done()
+		return
 	}
 	if v.looked = !v.looked; v.looked {
 		clear(v.data)
