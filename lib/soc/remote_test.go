@@ -5,11 +5,17 @@ package soc_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
@@ -134,4 +140,104 @@ func TestRemoteGrows(t *testing.T) {
 	if v := call[api.Volume](r, r.client(), "GET", "/v1/volumes/d1", nil); v.Size != 128*mib {
 		t.Errorf("after a restart without the remote the volume has %d bytes", v.Size)
 	}
+}
+
+// line is a connection to a listener that can go silent.
+type line struct {
+	net.Listener
+	silent atomic.Bool
+}
+
+// newLine makes one to where.
+func newLine(t *testing.T, where string) *line {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &line{Listener: l}
+	over, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	pass := func(to, from net.Conn) {
+		b := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(b)
+			if x.silent.Load() {
+				<-over.Done()
+				return
+			}
+			if _, werr := to.Write(b[:n]); err != nil || werr != nil {
+				to.Close()
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", where)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			context.AfterFunc(over, func() { near.Close(); far.Close() })
+			wg.Go(func() { pass(near, far) })
+			wg.Go(func() { pass(far, near) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); stop(); wg.Wait() })
+	return x
+}
+
+// TestRemoteSilent: while a remote says nothing and I/O is in flight, the runtime
+// stops and starts, the machine goes, and all is taken apart; nothing waits for
+// the remote.
+func TestRemoteSilent(t *testing.T) {
+	t.Parallel()
+	r := newRigOf(t, 2)
+	r.volume("m", "mem", "size", "64M")
+	s := call[api.Subsystem](r, r.client(), "POST", "/v1/subsystems", api.SubsystemSpec{Name: "s", AllowAny: true})
+	call[api.Namespace](r, r.client(), "POST", "/v1/subsystems/s/namespaces", api.NamespaceSpec{Volume: "m"})
+	addr, err := fabrics.ParseAddress(r.listen("tcp://127.0.0.1:0").URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := newLine(t, addr.HostPort())
+	r.volume("d1", "remote", "addr", fmt.Sprintf("tcp://%s/%s", x.Addr(), s.NQN), "keep-alive", "500ms", "reconnect-delay", "20ms", "ctrl-loss-timeout", "off")
+	n := r.drive("vm1", api.DoorbellsMap, small, "d1")
+	q, err := n.CreatePair(1, 32, vfiousertest.Polled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Write(1, 0, make([]byte, 4096), 512); err != nil {
+		t.Fatal(err)
+	}
+	x.silent.Store(true)
+	for i := range uint64(4) {
+		e := nvme.SQE{Opcode: uint8(nvme.IORead) - uint8(i%2), NSID: 1, PRP1: 1 << 20}
+		nvme.RW{SLBA: 8 * i, NLB: 7}.Put(&e)
+		if err := q.Submit(e, func(nvme.CQE) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.isState("failed")
+	within(t, "the runtime to stop and start", func() error {
+		r.stopSoc()
+		r.startSoc()
+		return nil
+	})
+	r.isState("failed")
+	within(t, "the machine to go", n.Client().Close)
+	r.eventually("the port can be removed", func() bool {
+		return r.paths.Wpt().Delete(t.Context(), "/v1/ports/vm1", nil, nil) == nil
+	})
+	r.eventually("the subsystem can be deleted", func() bool {
+		return r.client().Delete(t.Context(), "/v1/subsystems/vm1", nil, nil) == nil
+	})
+	within(t, "the volume to be deleted", func() error { return r.client().Delete(t.Context(), "/v1/volumes/d1", nil, nil) })
+	within(t, "the runtime to stop", func() error { r.stopSoc(); return nil })
+	r.startSoc()
 }

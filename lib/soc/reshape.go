@@ -98,6 +98,9 @@ func (v *vol) reshaper() (volume.Reshaper, error) {
 		return nil, err
 	}
 	re, ok := v.volume.(volume.Reshaper)
+	if _, follows := v.volume.(volume.Reporter); follows && !ok {
+		return nil, fault.Errorf(fault.Unsupported, "", "", "a volume of kind %s follows the size of its medium", v.spec.Kind)
+	}
 	if !ok {
 		return nil, fault.Errorf(fault.Unsupported, "", "", "a volume of kind %s has one size", v.spec.Kind)
 	}

@@ -491,3 +491,32 @@ func TestDigestsRequired(t *testing.T) {
 		}
 	}
 }
+
+// TestICResp: what a controller must not answer to ICReq.
+func TestICResp(t *testing.T) {
+	good := fabrics.ICResp{MAXH2CDATA: fabrics.MinMaxH2CData}
+	good.CommonHeader = fabrics.CommonHeader{Type: fabrics.TypeICResp, HLEN: fabrics.ICSize, PLEN: fabrics.ICSize}
+	for _, tt := range []struct {
+		name   string
+		change func(*fabrics.ICResp)
+		want   string
+	}{
+		{"PFV", func(r *fabrics.ICResp) { r.PFV = 1 }, "ICResp with PFV 1"},
+		{"CPDA", func(r *fabrics.ICResp) { r.CPDA = fabrics.MaxPDA + 1 }, "CPDA 32"},
+		{"a digest nobody asked for", func(r *fabrics.ICResp) { r.DGST = fabrics.DGSTData }, "DGST 2"},
+		{"a digest that does not exist", func(r *fabrics.ICResp) { r.DGST = 4 }, "DGST 4"},
+		{"MAXH2CDATA", func(r *fabrics.ICResp) { r.MAXH2CDATA-- }, "MAXH2CDATA 4095"},
+		{"PLEN", func(r *fabrics.ICResp) { r.PLEN++ }, "Invalid PDU Header Field at byte 4"},
+		{"HLEN", func(r *fabrics.ICResp) { r.HLEN-- }, "Invalid PDU Header Field at byte 2"},
+		{"flags", func(r *fabrics.ICResp) { r.Flags = fabrics.FlagHDGST }, "Invalid PDU Header Field at byte 1"},
+		{"another PDU", func(r *fabrics.ICResp) { r.Type, r.HLEN, r.PLEN = fabrics.TypeR2T, 24, 24 }, "R2T came, not ICResp"},
+		{"a PDU of a host", func(r *fabrics.ICResp) { r.Type = fabrics.TypeICReq }, "Invalid PDU Header Field at byte 0"},
+	} {
+		r := good
+		tt.change(&r)
+		_, _, err := look(t, start(t, talk(string(fabrics.Bytes(&r)))), Options{HeaderDigest: true})
+		if fault.KindOf(err) != fault.Peer || !strings.Contains(err.Error(), "initializing the connection") || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v (%v), want %q", tt.name, err, fault.KindOf(err), tt.want)
+		}
+	}
+}

@@ -89,7 +89,10 @@ func NewQueue(set *tcp.Set, s *Socket, closed func(error)) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{socket: s, closed: closed, commands: make([]*Command, s.entries), uses: make([]uint16, s.entries)}
-	for i := range s.entries - 1 { // a submission queue is full with one entry less than it has
+	// A submission queue is full with one entry less than it has. What has been
+	// answered has left it, so that SQHD need not be looked at, whether the
+	// controller has given up flow control or not.
+	for i := range s.entries - 1 {
 		q.free = append(q.free, uint16(i))
 	}
 	if q.conn, err = set.Add(fd, s.in, s.out, q); err != nil {

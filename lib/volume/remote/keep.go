@@ -38,6 +38,9 @@ func lost(err error) error { return fmt.Errorf("the connection was lost: %w", er
 // and makes the next. a is the first; nil: there is none yet.
 func (r *remote) keep(ctx context.Context, a *association) {
 	defer close(r.done)
+	// Nobody connects any more: what still waits, ends.
+	defer r.wake()
+	defer r.dead.Store(true)
 	attempt := time.Now()
 	for {
 		if a != nil {
@@ -173,7 +176,7 @@ func (r *remote) connectLanes(a *association) error {
 			case s == nil:
 				if !a.few {
 					a.few = true
-					r.log.Warn("a remote has fewer connections than queues= says", "remote", r.addr, "granted", a.queues)
+					r.log.Warn("the remote grants fewer connections than queues= wants", "remote", r.addr, "granted", a.queues)
 				}
 				return nil
 			}
@@ -224,9 +227,6 @@ func (r *remote) lose(a *association, err error) {
 		}
 	}
 	detached()
-	if r.fastIOFail >= 0 {
-		time.AfterFunc(r.fastIOFail+time.Millisecond, r.wake)
-	}
 }
 
 // wake has every lane look at what it keeps.
@@ -244,8 +244,6 @@ func (r *remote) reconnect(ctx context.Context, last time.Time) (*association, t
 		if r.ctrlLoss >= 0 {
 			end := r.epoch.Add(time.Duration(r.down.Load()) + r.ctrlLoss)
 			if time.Now().After(end) {
-				r.dead.Store(true)
-				r.wake()
 				return nil, last
 			}
 			if end.Before(next) {

@@ -111,7 +111,8 @@ func TestQuiesce(t *testing.T) {
 // with it.
 func TestFastFail(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr, "fast-io-fail", "100ms"))
+	made := quickSpec(s.addr, "fast-io-fail", "100ms")
+	r := open(t, made)
 	c := volumetest.Connect(t, r, cfg)
 	req := volume.Request{Op: volume.Flush}
 	if st := c.Do(t.Context(), &req); st != nvme.StatusSuccess {
@@ -128,6 +129,35 @@ func TestFastFail(t *testing.T) {
 	waitFor(t, "an association", func() bool { return r.Err() == nil })
 	if st := c.Do(t.Context(), &req); st != nvme.StatusSuccess {
 		t.Errorf("with the remote again: %v", st)
+	}
+
+	// A volume that is opened without its remote.
+	s.stop()
+	made.Reopen = true
+	r = open(t, made)
+	c = volumetest.Connect(t, r, cfg)
+	if st := c.Do(t.Context(), &req); st != nvme.StatusHostPathingError {
+		t.Errorf("opened without the remote: %v", st)
+	}
+}
+
+// TestCloseInUse: a volume that is given up although requests wait for its remote
+// ends them.
+func TestCloseInUse(t *testing.T) {
+	s := newServer(t, shape)
+	r := open(t, quickSpec(s.addr, "ctrl-loss-timeout", "off"))
+	c := volumetest.Connect(t, r, cfg)
+	s.stop()
+	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	o := &counter{done: make(chan struct{}), left: 1}
+	req := volume.Request{Op: volume.Flush, Owner: o}
+	c.On(func() { c.Queue.Submit(&req) })
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	<-o.done
+	if req.Status != nvme.StatusHostPathingError {
+		t.Errorf("it ends with %v", req.Status)
 	}
 }
 

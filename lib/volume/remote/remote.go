@@ -226,7 +226,7 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (volume.Volu
 	}
 	r := &remote{
 		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
-		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(), log: env.Logger(),
+		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(), log: env.Logger().With("volume", spec.Name),
 		stalled: stalled, unanswered: unanswered,
 	}
 	var cancel context.CancelCauseFunc
@@ -266,8 +266,7 @@ func (r *remote) first(ctx context.Context, spec *volume.Spec) (*association, er
 	case !spec.Reopen || ctx.Err() != nil:
 		return nil, err
 	}
-	r.err = err
-	r.down.Store(r.now())
+	r.setErr(err)
 	return nil, r.recall(spec)
 }
 
@@ -334,15 +333,15 @@ type remote struct {
 func (r *remote) now() int64 { return int64(time.Since(r.epoch)) + 1 }
 
 // setErr notes that there is no association since now, or since
-// before, and why; nil: that there is one. It is for keep.
+// before, and why; nil: that there is one. It is for keep, and for first.
 func (r *remote) setErr(err error) {
 	r.mu.Lock()
 	r.err = err
 	r.mu.Unlock()
 	if err == nil {
 		r.down.Store(0)
-	} else {
-		r.down.CompareAndSwap(0, r.now())
+	} else if r.down.CompareAndSwap(0, r.now()) && r.fastIOFail >= 0 {
+		time.AfterFunc(r.fastIOFail+time.Millisecond, r.wake)
 	}
 	r.changed()
 }
