@@ -344,3 +344,56 @@ func FuzzTransfer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzDiscoveryLog: whatever is in a discovery log, and however it changes, it is
+// read or an error, and its records can be looked at.
+func FuzzDiscoveryLog(f *testing.F) {
+	page := make([]byte, 3<<10)
+	page[8] = 2
+	var e fabrics.DiscoveryEntry
+	e.Set("nqn.2026-01.org.example:one", "192.0.2.1", "4420")
+	copy(page[1024:], fabrics.Bytes(&e))
+	f.Add(uint8(0), page)
+	f.Add(uint8(3), page[:1040])
+	f.Add(uint8(255), bytes.Repeat([]byte{0xff}, 1024))
+	f.Fuzz(func(t *testing.T, changes uint8, page []byte) {
+		near, far := net.Pipe()
+		a := &Admin{exchange: exchange{pdus: pdus{conn: near, maxH2C: 4096}}, timeout: fuzzPatience}
+		a.in, a.out = framings(0)
+		a.start()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			for {
+				var c fabrics.CapsuleCmd
+				if _, err := io.ReadFull(far, fabrics.Bytes(&c)); err != nil {
+					return
+				}
+				log := c.SQE.GetLogPage()
+				data := make([]byte, log.Bytes())
+				if log.LPO < uint64(len(page)) {
+					copy(data, page[log.LPO:])
+				}
+				if log.LPO == 0 && changes > 0 {
+					changes--
+					data[0] += changes // of the generation counter
+				}
+				d := fabrics.Data{CCCID: c.SQE.CID, DATAL: uint32(len(data))}
+				if _, err := far.Write(pdu(fabrics.TypeC2HData, fabrics.FlagLast|fabrics.FlagSuccess, fabrics.Bytes(&d), data)); err != nil {
+					return
+				}
+			}
+		}()
+		_, entries, err := a.DiscoveryLog(t.Context())
+		if err == nil && len(entries) > maxEntries {
+			t.Errorf("%d records", len(entries))
+		}
+		for i := range entries {
+			e := &entries[i]
+			_, _, _, _, _ = e.Subsystem(), e.Address(), e.Service(), e.SUBTYPE.String(), e.TRTYPE.String()
+		}
+		a.Close()
+		far.Close()
+		<-served
+	})
+}
