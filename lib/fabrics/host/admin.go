@@ -135,7 +135,10 @@ func dial(ctx context.Context, addr fabrics.Address, o Options, c fabrics.Connec
 
 // Close ends the connection, and with it the association. Commands in execution
 // end with an error. It may be called twice.
-func (a *Admin) Close() error { return a.stop() }
+func (a *Admin) Close() error {
+	a.stop()
+	return nil
+}
 
 // CNTLID returns the identifier of the controller.
 func (a *Admin) CNTLID() uint16 { return a.cntlid }

@@ -54,10 +54,9 @@ func (x *exchange) start() {
 }
 
 // stop closes the connection and waits until nothing is received any more.
-func (x *exchange) stop() error {
+func (x *exchange) stop() {
 	x.fail(net.ErrClosed)
 	<-x.done
-	return nil
 }
 
 // fail closes the connection and ends every command with err: their memory is

@@ -142,7 +142,7 @@ func FuzzAdmin(f *testing.F) {
 				t.Fatal("a command has not ended")
 			}
 		}
-		_ = x.stop()
+		x.stop()
 		<-discarded
 		for _, check := range checks {
 			check()

@@ -103,8 +103,8 @@ func (a *association) identify(ctx context.Context, nsid uint32, keepAlive time.
 	return a.countQueues(ctx)
 }
 
-// optional makes an error of what a controller need not be able to do none: ok
-// is whether it could.
+// optional is for the result of a command that a controller need not know: that
+// it does not is no error, but not ok.
 func optional(_ nvme.CQE, err error) (ok bool, _ error) {
 	if errors.As(err, new(*host.StatusError)) {
 		return false, nil

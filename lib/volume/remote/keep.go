@@ -56,12 +56,12 @@ func (r *remote) keep(ctx context.Context, a *association) {
 // serve gives lanes their connections, while two goroutines beside it keep the
 // controller alive and follow what it tells, until something breaks.
 func (r *remote) serve(a *association) error {
+	r.offer(&a.ns.info) // before watch can offer what is younger
 	var beside sync.WaitGroup
 	beside.Go(func() { r.keepAlive(a) })
 	beside.Go(func() { r.watch(a) })
 	defer beside.Wait()
 	defer a.end()
-	r.offer(&a.ns.info)
 	for {
 		if err := r.connectLanes(a); err != nil {
 			a.report(lost(err))

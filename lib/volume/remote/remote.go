@@ -12,17 +12,19 @@
 //	op.go           one command, from a request's memory to its end
 //
 // Each volume has one association at a time, and each poller that uses it one
-// connection or several: a lane. Data is copied once, between guest memory and memory of
-// the lane: a guest may change or take away its memory at any time, which must
-// neither spoil a digest nor cost others the connection; and a write that is
-// sent again after the connection broke is the same write.
+// connection or several: a lane. Data is copied once, between guest memory and
+// memory of the lane: a guest may change or take away its memory at any time,
+// which must neither spoil a digest nor cost others the connection; and a write
+// that is sent again after the connection broke is the same write.
 //
 // When the connection breaks, requests are kept and sent again over the next
 // one: reads and flushes at once, and what changes the volume when the old
 // controller has nothing in execution any more. That is after its Keep Alive
 // Timeout, which nothing restarts any more, and its Command Quiesce Time; where
 // it reports none, the Keep Alive Timeout once more. Nothing that may still
-// change the volume is told to have ended before, not even by an error.
+// change the volume is told to have ended before, not even by an error. The
+// option resubmit says otherwise where the remote can be relied upon, or where
+// nothing is to be sent again.
 //
 // A namespace that has grown has the volume offer to grow (volume.Reporter). One
 // that is not what it was is not used: its association ends, and the next one
