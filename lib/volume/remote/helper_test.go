@@ -139,7 +139,12 @@ func spec(addr netip.AddrPort, options ...string) *volume.Spec {
 // open makes a volume, which is closed when the test ends.
 func open(t testing.TB, s *volume.Spec) *remote {
 	t.Helper()
-	v, err := Kind.Make(t.Context(), new(volumetest.Env), s)
+	return openIn(t, new(volumetest.Env), s)
+}
+
+func openIn(t testing.TB, env volume.Env, s *volume.Spec) *remote {
+	t.Helper()
+	v, err := Kind.Make(t.Context(), env, s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ package remote
 
 import (
 	"bytes"
+	"log/slog"
+	"sync"
 	"testing"
 
 	"github.com/leapio/leapio/lib/fabrics/target"
@@ -64,12 +66,32 @@ func (c *counter) Completed(*volume.Request) {
 	}
 }
 
+// log is what has been logged.
+type log struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+func (l *log) count(words string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Count(l.text, []byte(words))
+}
+
 // TestFewQueues: where the controller grants fewer connections than are wanted,
 // every lane has one, also one that comes later, for which another gives one
 // back, under verified load.
 func TestFewQueues(t *testing.T) {
 	s := newLimitedServer(t, shape, target.Limits{Queues: 3})
-	r := open(t, quickSpec(s.addr, "queues", "4"))
+	var lines log
+	r := openIn(t, &volumetest.Env{Log: slog.New(slog.NewTextHandler(&lines, nil))}, quickSpec(s.addr, "queues", "4"))
 	var clients []*volumetest.Client
 	for _, want := range [][]int{{3}, {2, 1}, {1, 1, 1}} {
 		clients = append(clients, volumetest.Connect(t, r, cfg))
@@ -87,6 +109,9 @@ func TestFewQueues(t *testing.T) {
 	}
 	if r.Err() != nil {
 		t.Error(r.Err())
+	}
+	if n := lines.count("grants fewer connections"); n != 1 {
+		t.Errorf("that there are few is logged %d times, want once", n)
 	}
 	// What a lane leaves behind is used by others only when they have none.
 	clients[1].Close()
