@@ -60,7 +60,7 @@ func (s *server) namespace() *controller.Namespace {
 // under I/O, which goes on; what has come can be used when the offer is taken.
 func TestGrowth(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr))
+	r := open(t, patientSpec(s.addr))
 	c := volumetest.Connect(t, r, cfg)
 	wait := load(t, []*volumetest.Client{c}, 10, 40)
 	for i := range uint64(5) {
@@ -99,7 +99,7 @@ func TestGrowth(t *testing.T) {
 // what it was.
 func TestOther(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr, "fast-io-fail", "0s"))
+	r := open(t, patientSpec(s.addr, "fast-io-fail", "0s", "reconnect-delay", "20ms"))
 	c := volumetest.Connect(t, r, cfg)
 	flush := func() nvme.Status {
 		req := volume.Request{Op: volume.Flush}

@@ -430,7 +430,7 @@ func TestForeign(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := tt.f.start(t)
-			s := spec(f.addr, "queues", "2", "hdr-digest", "on", "data-digest", "on")
+			s := patientSpec(f.addr, "queues", "2", "hdr-digest", "on", "data-digest", "on")
 			if f.nsid != 1 {
 				s.Options["addr"] += "?nsid=1000"
 			}
@@ -560,7 +560,7 @@ func TestRestless(t *testing.T) {
 	f := (&foreign{mischief: func(q *foreignQueue, e *nvme.SQE) bool {
 		return q.enabled && nvme.AdminOpcode(e.Opcode) == nvme.AdminAsyncEventRequest && q.respond(e.CID, 0, uint32(nvme.EventNamespaceAttribute), 0)
 	}}).start(t)
-	r := open(t, quickSpec(f.addr))
+	r := open(t, patientSpec(f.addr))
 	load(t, []*volumetest.Client{volumetest.Connect(t, r, cfg)}, 10, 5)()
 	if r.Err() != nil {
 		t.Error(r.Err())

@@ -30,7 +30,7 @@ func connections(r *remote, clients []*volumetest.Client) (n []int) {
 // has as many as the others.
 func TestQueues(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr, "queues", "4"))
+	r := open(t, patientSpec(s.addr, "queues", "4"))
 	c := volumetest.Connect(t, r, cfg)
 	clients := []*volumetest.Client{c}
 	waitFor(t, "all connections", func() bool { return connections(r, clients)[0] == 4 })
@@ -91,7 +91,7 @@ func (l *log) count(words string) int {
 func TestFewQueues(t *testing.T) {
 	s := newLimitedServer(t, shape, target.Limits{Queues: 3})
 	var lines log
-	r := openIn(t, &volumetest.Env{Log: slog.New(slog.NewTextHandler(&lines, nil))}, quickSpec(s.addr, "queues", "4"))
+	r := openIn(t, &volumetest.Env{Log: slog.New(slog.NewTextHandler(&lines, nil))}, patientSpec(s.addr, "queues", "4"))
 	var clients []*volumetest.Client
 	for _, want := range [][]int{{3}, {2, 1}, {1, 1, 1}} {
 		clients = append(clients, volumetest.Connect(t, r, cfg))
@@ -194,7 +194,7 @@ func (p *pump) Completed(*volume.Request) {
 // for reads, with digests, over several connections.
 func TestAllocations(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr, "queues", "2", "hdr-digest", "on", "data-digest", "on"))
+	r := open(t, patientSpec(s.addr, "queues", "2", "hdr-digest", "on", "data-digest", "on"))
 	c := volumetest.Connect(t, r, cfg)
 	mem := volumetest.NewMemory(t, 512<<10)
 	for _, op := range []volume.Op{volume.Write, volume.Read} {

@@ -26,6 +26,12 @@ func quickSpec(addr netip.AddrPort, more ...string) *volume.Spec {
 	return spec(addr, append(append([]string{}, quick...), more...)...)
 }
 
+// patientSpec describes a volume that does not take a machine which is busy for
+// a remote that is away.
+func patientSpec(addr netip.AddrPort, more ...string) *volume.Spec {
+	return spec(addr, append([]string{"keep-alive", "1m"}, more...)...)
+}
+
 // TestRestarts: the target ends and comes again under verified load of two
 // pollers.
 func TestRestarts(t *testing.T) {
