@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
@@ -156,6 +157,9 @@ func (r *Runtime) keepName(name string) string { return r.cfg.Name + "/" + name 
 
 // DataPath implements volume.Env.
 func (r *Runtime) DataPath(volume string) string { return r.cfg.Paths.VolumeData(volume) }
+
+// Logger implements volume.Env.
+func (r *Runtime) Logger() *slog.Logger { return r.log }
 
 // Keep implements volume.Env. Without a link the fd is kept when there is one
 // again (keepVolumes).

@@ -23,6 +23,7 @@ import (
 //	grow    the medium, the state file, then hosts
 //	shrink  hosts, until none has a command under way beyond the new end; the
 //	        state file; then the medium
+//	medium  that of another machine has grown: the state file, then hosts
 //	block   hosts (Format NVM lets none of their commands begin), the volume,
 //	        the state file; then hosts again
 //
@@ -97,6 +98,9 @@ func (v *vol) reshaper() (volume.Reshaper, error) {
 		return nil, err
 	}
 	re, ok := v.volume.(volume.Reshaper)
+	if _, follows := v.volume.(volume.Reporter); follows && !ok {
+		return nil, fault.Errorf(fault.Unsupported, "", "", "a volume of kind %s follows the size of its medium", v.spec.Kind)
+	}
 	if !ok {
 		return nil, fault.Errorf(fault.Unsupported, "", "", "a volume of kind %s has one size", v.spec.Kind)
 	}
@@ -127,6 +131,27 @@ func (r *Runtime) grow(v *vol, re volume.Reshaper, to volume.Shape) error {
 	r.follow(v)
 	r.reshaped(v)
 	return nil
+}
+
+// followMedium has a volume become what its medium has become by itself. Where
+// that cannot be kept, it stays as it was until there is another change. r.mu is
+// held.
+func (r *Runtime) followMedium(v *vol, medium volume.Reporter) {
+	now, found := medium.Info(), medium.Found()
+	if *now == *found {
+		return
+	}
+	if found.Size != now.Size {
+		if err := r.keepSize(v, found.Shape(), now.Shape()); err != nil {
+			r.log.Error("a volume cannot follow the size of its medium", "volume", v.spec.Name, "size", found.Size, "err", err)
+			return
+		}
+	}
+	medium.Take(found)
+	r.follow(v)
+	if found.Shape() != now.Shape() || found.ReadOnly != now.ReadOnly {
+		r.reshaped(v)
+	}
 }
 
 func (r *Runtime) shrink(ctx context.Context, v *vol, re volume.Reshaper, to volume.Shape) error {

@@ -58,8 +58,8 @@ func (v *vol) state() (state, reason string) {
 	return volumeReady, ""
 }
 
-// watch shows the changes of a volume that can lose its medium, until it is
-// closed. r.mu is held.
+// watch shows and follows the changes of a volume whose medium is not its own,
+// until it is closed. r.mu is held.
 func (r *Runtime) watch(v *vol) {
 	reporter, ok := v.volume.(volume.Reporter)
 	if !ok {
@@ -70,9 +70,12 @@ func (r *Runtime) watch(v *vol) {
 		for range reporter.Changes() {
 			r.mu.Lock()
 			now, reason := v.state()
-			if r.volumes[v.spec.Name] == v && now != before {
-				r.showVolume(v)
-				r.publish(api.KindVolume, v.spec.Name, now, reason)
+			if r.volumes[v.spec.Name] == v {
+				r.followMedium(v, reporter)
+				if now != before {
+					r.showVolume(v)
+					r.publish(api.KindVolume, v.spec.Name, now, reason)
+				}
 			}
 			r.mu.Unlock()
 			before = now

@@ -5,6 +5,7 @@ package volume
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 )
 
@@ -63,4 +64,6 @@ type Env interface {
 	Fetch(name string) (fd int, err error)
 	// Drop forgets what is kept under name.
 	Drop(name string) error
+	// Logger is for what is worth a line and is no error.
+	Logger() *slog.Logger
 }

@@ -101,7 +101,7 @@ func (r *Request) Run() { r.Owner.Completed(r) }
 // queue was doing for this request has hit memory the guest took away.
 func (r *Request) Faulted() { r.Complete(nvme.StatusDataTransferError) }
 
-// Info is what a volume is: an immutable snapshot. A Reshaper replaces it.
+// Info is what a volume is: an immutable snapshot. A Reshaper or a Reporter replaces it.
 type Info struct {
 	Size     uint64 // bytes, a multiple of Block
 	Block    uint32 // logical block: 512 or 4096 bytes
@@ -158,13 +158,20 @@ type Reshaper interface {
 	Trim() error
 }
 
-// Reporter is a volume that can lose its medium, and find it again.
+// Reporter is a volume whose medium is not its own: it can be lost and found
+// again, and become larger or write protected by itself.
 type Reporter interface {
 	Volume
 	// Err returns why there is no medium now; nil: there is one.
 	Err() error
-	// Changes returns what receives after Err may have changed, and is closed
-	// by Close. It is for one receiver.
+	// Found returns what Info would be if it followed the medium: of the same
+	// block, and no smaller. Info stays as it is until Take, so that whoever
+	// keeps the volume's size elsewhere can keep it before.
+	Found() *Info
+	// Take makes Info what Found has returned.
+	Take(*Info)
+	// Changes returns what receives after Err or Found may have changed, and is
+	// closed by Close. It is for one receiver.
 	Changes() <-chan struct{}
 }
 

@@ -3,14 +3,17 @@
 
 // Package host is NVMe over Fabrics from the host's side.
 //
-//	admin.go   an admin queue that executes one command at a time
-//	pdu.go     the PDUs below it
-//	socket.go  connects I/O queues, blocking
-//	queue.go   an I/O queue on a poller
+//	admin.go     an admin queue
+//	exchange.go  its commands, and the goroutine that receives their answers
+//	pdu.go       the PDUs below
+//	socket.go    connects I/O queues, blocking
+//	queue.go     an I/O queue on a poller
+//	transfer.go  the data of a command that R2Ts ask for
 //
 // An [Admin] is for looking: whether a controller answers, what it is, what it
-// has in its discovery log. It blocks. The I/O queues of its association are
-// connected by blocking calls, too, and then served by pollers: a [Queue].
+// has in its discovery log, what it tells of its own accord. It blocks. The I/O
+// queues of its association are connected by blocking calls, too, and then
+// served by pollers: a [Queue].
 package host
 
 import (
@@ -31,7 +34,9 @@ type Options struct {
 	HostID       nvme.UUID
 	HeaderDigest bool // asked for; whether there is one is for the controller to say
 	DataDigest   bool
-	KeepAlive    time.Duration // Keep Alive Timeout, in whole milliseconds; 0: none
+	// DigestsRequired: a controller that does not agree to them is an error.
+	DigestsRequired bool
+	KeepAlive       time.Duration // Keep Alive Timeout, in whole milliseconds; 0: none
 	// Timeout is how long each step may take: connecting, and every command.
 	Timeout time.Duration
 	// Step is told of each step of Connect and Enable when it is done; nil:
@@ -47,8 +52,10 @@ const (
 	StepEnable     = "enable"     // the controller
 )
 
-// Admin is the admin queue of an association. It is used by one goroutine at a
-// time.
+// Admin is the admin queue of an association. Its methods may be called from
+// any goroutine, so that a command is executed while an event is waited for; the
+// steps up to Enable come first, one after the other. At most 31 commands are in
+// execution at once. It has a goroutine, which ends with Close.
 //
 // Errors are faults that begin with the step that went wrong. Kinds: Peer where
 // nobody answers or who answers breaks the protocol, Timeout, NotFound for a
@@ -56,7 +63,7 @@ const (
 // allowed, Exists for a controller that is busy. After an error other than a
 // *StatusError the queue is of no use.
 type Admin struct {
-	pdus
+	exchange
 	timeout time.Duration
 	step    func(string, time.Duration)
 	cntlid  uint16
@@ -103,43 +110,41 @@ func dial(ctx context.Context, addr fabrics.Address, o Options, c fabrics.Connec
 		}
 		return nil, fault.New(kind, "", "", fmt.Errorf("TCP connection: %w", err))
 	}
-	a := &Admin{pdus: pdus{conn: conn}, timeout: o.Timeout, step: o.Step}
+	a := &Admin{exchange: exchange{pdus: pdus{conn: conn}}, timeout: o.Timeout, step: o.Step}
 	a.step(StepTCP, time.Since(start))
 	start = time.Now()
-	if err = a.within(ctx, func() error { return a.initialize(o.HeaderDigest, o.DataDigest) }); err == nil {
-		a.step(StepInitialize, time.Since(start))
-		start = time.Now()
-		err = a.connect(ctx, addr.NQN, o, c, cntlid)
+	r2ts := uint32(1)
+	if c.QID != 0 {
+		r2ts = maxR2Ts
 	}
-	if err != nil {
+	if err := within(ctx, o.Timeout, conn.SetDeadline, func() error { return a.initialize(&o, r2ts) }); err != nil {
 		conn.Close()
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Time{})
+	a.start()
+	a.step(StepInitialize, time.Since(start))
+	start = time.Now()
+	if err := a.connect(ctx, addr.NQN, o, c, cntlid); err != nil {
+		a.Close()
 		return nil, err
 	}
 	a.step(StepConnect, time.Since(start))
 	return a, nil
 }
 
-// Close ends the connection, and with it the association.
-func (a *Admin) Close() error { return a.conn.Close() }
+// Close ends the connection, and with it the association. Commands in execution
+// end with an error. It may be called twice.
+func (a *Admin) Close() error {
+	a.stop()
+	return nil
+}
 
 // CNTLID returns the identifier of the controller.
 func (a *Admin) CNTLID() uint16 { return a.cntlid }
 
 // Digests reports which digests were agreed on.
 func (a *Admin) Digests() (header, data bool) { return a.in.HeaderDigest, a.in.DataDigest }
-
-// within runs f, which ends with an error when ctx does or its time is up.
-func (a *Admin) within(ctx context.Context, f func() error) error {
-	if a.timeout > 0 {
-		_ = a.conn.SetDeadline(time.Now().Add(a.timeout)) // a closed connection says so at once
-	}
-	stop := context.AfterFunc(ctx, func() { _ = a.conn.SetDeadline(time.Unix(1, 0)) })
-	err := f()
-	if !stop() && err != nil {
-		return context.Cause(ctx)
-	}
-	return err
-}
 
 // connect is the Fabrics command Connect.
 func (a *Admin) connect(ctx context.Context, subNQN string, o Options, cmd fabrics.ConnectCommand, cntlid uint16) error {
@@ -291,14 +296,23 @@ func (a *Admin) readLog(ctx context.Context, offset uint64, b []byte) error {
 	return err
 }
 
+// Event waits until the controller has something to tell, however long that
+// takes, and returns what. It executes an Asynchronous Event Request: each event
+// is told once, and further ones of its type when its log page has been read.
+func (a *Admin) Event(ctx context.Context) (nvme.AsyncEvent, error) {
+	c, err := a.do(ctx, 0, "Asynchronous Event Request", nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest)}, nil, nil)
+	return nvme.AsyncEvent(c.DW0), err
+}
+
 // Do executes a command with data that goes in its capsule, or data that comes.
 // what names it in errors.
 func (a *Admin) Do(ctx context.Context, what string, e nvme.SQE, out, in []byte) (nvme.CQE, error) {
-	var c nvme.CQE
-	err := a.within(ctx, func() (err error) {
-		c, err = a.execute(e, out, in)
-		return err
-	})
+	return a.do(ctx, a.timeout, what, e, out, in)
+}
+
+// do is Do with a limit of its own; 0: none.
+func (a *Admin) do(ctx context.Context, limit time.Duration, what string, e nvme.SQE, out, in []byte) (nvme.CQE, error) {
+	c, err := a.execute(ctx, limit, e, out, in)
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", what, err)
 	}

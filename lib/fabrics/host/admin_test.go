@@ -4,14 +4,18 @@
 package host
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fault"
@@ -33,6 +37,8 @@ type fake struct {
 	success      bool
 	short        bool // less data than asked for
 	wrongCommand bool // another CID
+	cpda         uint8
+	event        nvme.AsyncEvent // that it tells with each Keep Alive
 
 	mu   sync.Mutex
 	host string
@@ -48,6 +54,7 @@ func (f *fake) serve(l net.Listener) error {
 	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: 8 << 10}
 	out := fabrics.Framing{From: fabrics.FromController, Align: 4}
 	var ready bool
+	var parked []uint16 // event requests
 	for generation := uint64(7); ; {
 		var h fabrics.CommonHeader
 		if _, err := io.ReadFull(conn, fabrics.Bytes(&h)); err != nil {
@@ -68,12 +75,12 @@ func (f *fake) serve(l net.Listener) error {
 		if h.Type == fabrics.TypeICReq {
 			var req fabrics.ICReq
 			copy(fabrics.Bytes(&req), pdu)
-			resp := fabrics.ICResp{DGST: req.DGST & f.digests, MAXH2CDATA: fabrics.MinMaxH2CData, CPDA: 3}
+			resp := fabrics.ICResp{DGST: req.DGST & f.digests, MAXH2CDATA: fabrics.MinMaxH2CData, CPDA: f.cpda}
 			out.Make(&resp.CommonHeader, fabrics.TypeICResp, 0, 0)
 			if _, err := conn.Write(fabrics.Bytes(&resp)); err != nil {
 				return err
 			}
-			in.Align = fabrics.Align(3)
+			in.Align = fabrics.Align(f.cpda)
 			for _, framing := range []*fabrics.Framing{&in, &out} {
 				framing.HeaderDigest = resp.DGST&fabrics.DGSTHeader != 0
 				framing.DataDigest = resp.DGST&fabrics.DGSTData != 0
@@ -143,7 +150,17 @@ func (f *fake) serve(l net.Listener) error {
 				f.changes--
 				generation++
 			}
-		case nvme.AdminOpcode(c.SQE.Opcode) != nvme.AdminKeepAlive:
+		case nvme.AdminOpcode(c.SQE.Opcode) == nvme.AdminAsyncEventRequest:
+			parked = append(parked, c.SQE.CID)
+			continue
+		case nvme.AdminOpcode(c.SQE.Opcode) == nvme.AdminKeepAlive:
+			for _, cid := range parked {
+				if err := f.answer(conn, &out, nvme.CQE{CID: cid, DW0: uint32(f.event)}, nil); err != nil {
+					return err
+				}
+			}
+			parked = nil
+		default:
 			cqe.SetStatus(nvme.StatusInvalidOpcode, false)
 		}
 		if err := f.answer(conn, &out, cqe, data); err != nil {
@@ -212,7 +229,13 @@ func start(t *testing.T, serve func(net.Listener) error) fabrics.Address {
 	go func() { done <- serve(l) }()
 	t.Cleanup(func() {
 		l.Close()
-		if err := <-done; err != nil && !errors.Is(err, net.ErrClosed) && !t.Failed() {
+		err := <-done
+		for _, hungUp := range []error{net.ErrClosed, unix.EPIPE, unix.ECONNRESET} {
+			if errors.Is(err, hungUp) {
+				return
+			}
+		}
+		if err != nil && !t.Failed() {
 			t.Error("the controller:", err)
 		}
 	})
@@ -259,8 +282,8 @@ func look(t *testing.T, addr fabrics.Address, o Options) (steps []string, entrie
 func TestLook(t *testing.T) {
 	const both = fabrics.DGSTHeader | fabrics.DGSTData
 	for _, f := range []*fake{
-		{entries: 3}, {entries: 3, success: true}, {entries: 2, digests: fabrics.DGSTHeader}, {entries: 2, digests: fabrics.DGSTData},
-		{entries: 2, digests: both, success: true}, {}, {entries: 1, changes: 3},
+		{entries: 3, cpda: 3}, {entries: 3, success: true}, {entries: 2, digests: fabrics.DGSTHeader, cpda: 31}, {entries: 2, digests: fabrics.DGSTData},
+		{entries: 2, digests: both, success: true}, {}, {entries: 1, changes: 3, cpda: fabrics.MaxPDA},
 	} {
 		steps, entries, err := look(t, start(t, f.serve), Options{HeaderDigest: true, DataDigest: true})
 		if err != nil {
@@ -302,10 +325,10 @@ func TestFaults(t *testing.T) {
 		{"header digest", (&fake{digests: fabrics.DGSTHeader, badDigest: true}).serve, fault.Peer, "Connect: waiting for the answer: the header digest of CapsuleResp is wrong"},
 		{"data digest", (&fake{digests: fabrics.DGSTData, badData: true, entries: 1}).serve, fault.Peer, "discovery log: waiting for the answer: the data digest of C2HData is wrong"},
 		{"termination", (&fake{terminates: true}).serve, fault.Peer, "the controller ends the connection: PDU Sequence Error"},
-		{"too little", (&fake{entries: 1, short: true}).serve, fault.Peer, "discovery log: the command ended well with 512 of 1024 bytes"},
+		{"too little", (&fake{entries: 1, short: true}).serve, fault.Peer, "discovery log: waiting for the answer: the command ended well with 512 of 1024 bytes"},
 		{"too many", (&fake{entries: maxEntries + 1}).serve, fault.Peer, "4097 records"},
 		{"restless", (&fake{entries: 1, changes: 1000}).serve, fault.Peer, "it has changed 8 times"},
-		{"another command", (&fake{wrongCommand: true}).serve, fault.Peer, "which is not the one in execution"},
+		{"another command", (&fake{wrongCommand: true}).serve, fault.Peer, "which is none in execution"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, _, err := look(t, start(t, tt.serve), Options{HeaderDigest: true, DataDigest: true})
@@ -355,5 +378,145 @@ func TestNobody(t *testing.T) {
 	addr.Transport = fabrics.TransportRDMA
 	if _, _, err = look(t, addr, Options{}); fault.KindOf(err) != fault.Unsupported {
 		t.Errorf("rdma: %v", err)
+	}
+}
+
+// TestEvents: events are waited for while other commands run, from several
+// goroutines; what waits when the queue is closed ends, and so do its
+// goroutines.
+func TestEvents(t *testing.T) {
+	before := runtime.NumGoroutine()
+	f := &fake{event: nvme.EventNamespaceAttribute, entries: 3}
+	addr := start(t, f.serve)
+	a, err := Connect(t.Context(), addr, Options{HostNQN: testHost, Timeout: 30 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	if err := a.Enable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	events := make(chan error)
+	go func() {
+		for {
+			e, err := a.Event(t.Context())
+			if err == nil && e != f.event {
+				err = errors.New(e.String())
+			}
+			events <- err
+			if err != nil {
+				return
+			}
+		}
+	}()
+	var others sync.WaitGroup
+	for range 4 {
+		others.Go(func() {
+			for range 20 {
+				if _, all, err := a.DiscoveryLog(t.Context()); err != nil || len(all) != f.entries {
+					t.Errorf("discovery log: %d entries, %v", len(all), err)
+				}
+			}
+		})
+	}
+	for told := 0; told < 5; {
+		if _, err := a.KeepAlive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-events:
+			if err != nil {
+				t.Fatal(err)
+			}
+			told++
+		default:
+		}
+	}
+	others.Wait()
+	a.Close()
+	for err = range events {
+		if err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, net.ErrClosed) {
+		t.Errorf("an event that is waited for ends with %v", err)
+	}
+	if _, err := a.KeepAlive(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a command afterwards: %v", err)
+	}
+	for end := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines are left, there were %d", runtime.NumGoroutine(), before)
+		}
+	}
+}
+
+// TestGiveUp: a command that is not answered in time, or is not waited for any
+// longer, is the end of the queue: its memory is the caller's again.
+func TestGiveUp(t *testing.T) {
+	for _, tt := range []struct {
+		timeout time.Duration
+		kind    fault.Kind
+	}{{30 * time.Second, fault.Interrupted}, {50 * time.Millisecond, fault.Timeout}} {
+		f := &fake{}
+		a, err := Connect(t.Context(), start(t, f.serve), Options{HostNQN: testHost, Timeout: 30 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.timeout = tt.timeout
+		ctx, cancel := context.WithCancel(t.Context())
+		if tt.kind == fault.Interrupted {
+			time.AfterFunc(10*time.Millisecond, cancel)
+		}
+		_, err = a.Do(ctx, "Asynchronous Event Request", nvme.SQE{Opcode: uint8(nvme.AdminAsyncEventRequest)}, nil, nil)
+		if fault.KindOf(err) != tt.kind {
+			t.Errorf("it ends with %v (%v), want %v", err, fault.KindOf(err), tt.kind)
+		}
+		if _, again := a.KeepAlive(t.Context()); again == nil {
+			t.Error("the queue still works")
+		}
+		cancel()
+		a.Close()
+	}
+}
+
+// TestDigestsRequired: a controller that does not agree to digests that are
+// required is named as one.
+func TestDigestsRequired(t *testing.T) {
+	for digests, ok := range map[uint8]bool{0: false, fabrics.DGSTHeader: false, fabrics.DGSTHeader | fabrics.DGSTData: true} {
+		_, _, err := look(t, start(t, (&fake{digests: digests}).serve), Options{HeaderDigest: true, DataDigest: true, DigestsRequired: true})
+		if ok != (err == nil) || !ok && (fault.KindOf(err) != fault.Unsupported || !strings.Contains(err.Error(), "digests")) {
+			t.Errorf("DGST %d: %v", digests, err)
+		}
+	}
+}
+
+// TestICResp: what a controller must not answer to ICReq.
+func TestICResp(t *testing.T) {
+	good := fabrics.ICResp{MAXH2CDATA: fabrics.MinMaxH2CData}
+	good.CommonHeader = fabrics.CommonHeader{Type: fabrics.TypeICResp, HLEN: fabrics.ICSize, PLEN: fabrics.ICSize}
+	for _, tt := range []struct {
+		name   string
+		change func(*fabrics.ICResp)
+		want   string
+	}{
+		{"PFV", func(r *fabrics.ICResp) { r.PFV = 1 }, "ICResp with PFV 1"},
+		{"CPDA", func(r *fabrics.ICResp) { r.CPDA = fabrics.MaxPDA + 1 }, "CPDA 32"},
+		{"a digest nobody asked for", func(r *fabrics.ICResp) { r.DGST = fabrics.DGSTData }, "DGST 2"},
+		{"a digest that does not exist", func(r *fabrics.ICResp) { r.DGST = 4 }, "DGST 4"},
+		{"MAXH2CDATA", func(r *fabrics.ICResp) { r.MAXH2CDATA-- }, "MAXH2CDATA 4095"},
+		{"PLEN", func(r *fabrics.ICResp) { r.PLEN++ }, "Invalid PDU Header Field at byte 4"},
+		{"HLEN", func(r *fabrics.ICResp) { r.HLEN-- }, "Invalid PDU Header Field at byte 2"},
+		{"flags", func(r *fabrics.ICResp) { r.Flags = fabrics.FlagHDGST }, "Invalid PDU Header Field at byte 1"},
+		{"another PDU", func(r *fabrics.ICResp) { r.Type, r.HLEN, r.PLEN = fabrics.TypeR2T, 24, 24 }, "R2T came, not ICResp"},
+		{"a PDU of a host", func(r *fabrics.ICResp) { r.Type = fabrics.TypeICReq }, "Invalid PDU Header Field at byte 0"},
+	} {
+		r := good
+		tt.change(&r)
+		_, _, err := look(t, start(t, talk(string(fabrics.Bytes(&r)))), Options{HeaderDigest: true})
+		if fault.KindOf(err) != fault.Peer || !strings.Contains(err.Error(), "initializing the connection") || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v (%v), want %q", tt.name, err, fault.KindOf(err), tt.want)
+		}
 	}
 }

@@ -15,27 +15,27 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 )
 
-// pdus sends and receives PDUs, one command at a time.
+// pdus sends and receives PDUs.
 type pdus struct {
 	conn    net.Conn
 	in, out fabrics.Framing
-	last    uint16 // CID
-	maxH2C  uint32 // MAXH2CDATA
+	maxH2C  uint32 // MAXH2CDATA, in whole dwords
 }
 
 // maxData is the most data of one C2HData.
 const maxData = 128 << 10
 
-// initialize exchanges ICReq and ICResp.
-func (p *pdus) initialize(headerDigest, dataDigest bool) error {
+// initialize exchanges ICReq and ICResp. r2ts is how many R2Ts a command may
+// have outstanding.
+func (p *pdus) initialize(o *Options, r2ts uint32) error {
 	p.in = fabrics.Framing{From: fabrics.FromController, Align: fabrics.Align(0), MaxData: maxData}
 	p.out = fabrics.Framing{From: fabrics.FromHost, Align: fabrics.Align(0), MaxCapsule: 8 << 10}
-	var req fabrics.ICReq
+	req := fabrics.ICReq{MAXR2T: r2ts - 1}
 	p.out.Make(&req.CommonHeader, fabrics.TypeICReq, 0, 0)
-	if headerDigest {
+	if o.HeaderDigest {
 		req.DGST |= fabrics.DGSTHeader
 	}
-	if dataDigest {
+	if o.DataDigest {
 		req.DGST |= fabrics.DGSTData
 	}
 	if _, err := p.conn.Write(fabrics.Bytes(&req)); err != nil {
@@ -56,8 +56,10 @@ func (p *pdus) initialize(headerDigest, dataDigest bool) error {
 	case resp.PFV != 0 || resp.CPDA > fabrics.MaxPDA || resp.MAXH2CDATA < fabrics.MinMaxH2CData || resp.DGST&^req.DGST != 0:
 		return fault.Errorf(fault.Peer, "", "", "initializing the connection: ICResp with PFV %d, CPDA %d, DGST %d, MAXH2CDATA %d",
 			resp.PFV, resp.CPDA, resp.DGST, resp.MAXH2CDATA)
+	case o.DigestsRequired && resp.DGST != req.DGST:
+		return fault.Errorf(fault.Unsupported, "", "", "initializing the connection: the controller does not agree to the digests asked for (DGST %d, not %d)", resp.DGST, req.DGST)
 	}
-	p.out.Align, p.maxH2C = fabrics.Align(resp.CPDA), resp.MAXH2CDATA
+	p.out.Align, p.maxH2C = fabrics.Align(resp.CPDA), resp.MAXH2CDATA&^3
 	for _, f := range []*fabrics.Framing{&p.in, &p.out} {
 		f.HeaderDigest = resp.DGST&fabrics.DGSTHeader != 0
 		f.DataDigest = resp.DGST&fabrics.DGSTData != 0
@@ -112,59 +114,6 @@ func (p *pdus) receive() (header, data []byte, err error) {
 		return nil, nil, broken("the controller ends the connection: %v", t.Violation())
 	}
 	return header, data, nil
-}
-
-// execute sends a command with its data, if any, and waits for the end.
-func (p *pdus) execute(e nvme.SQE, out, in []byte) (c nvme.CQE, err error) {
-	p.last++
-	e.CID = p.last
-	e.SetPSDT(nvme.PSDTSGL)
-	if out != nil {
-		e.SetSGL1(fabrics.InCapsule(uint32(len(out))))
-	} else {
-		e.SetSGL1(fabrics.InTransport(uint32(len(in))))
-	}
-	if err := p.send(e, out); err != nil {
-		return c, step("sending", err)
-	}
-	for got := 0; ; {
-		header, data, err := p.receive()
-		if err != nil {
-			return c, step("waiting for the answer", err)
-		}
-		switch t := fabrics.PDUType(header[0]); t {
-		case fabrics.TypeC2HData:
-			var d fabrics.Data
-			copy(fabrics.Bytes(&d), header)
-			if d.CCCID != e.CID || int64(d.DATAO) != int64(got) || len(data) > len(in)-got {
-				return c, broken("data of command %d at %d comes, %d bytes; command %d is at byte %d of %d", d.CCCID, d.DATAO, len(data), e.CID, got, len(in))
-			}
-			got += copy(in[got:], data)
-			if d.Flags&fabrics.FlagSuccess != 0 {
-				return c, p.complete(got, len(in))
-			}
-		case fabrics.TypeCapsuleResp:
-			var r fabrics.CapsuleResp
-			copy(fabrics.Bytes(&r), header)
-			if r.CQE.CID != e.CID {
-				return c, broken("command %d ends, which is not the one in execution, %d", r.CQE.CID, e.CID)
-			}
-			if r.CQE.StatusField().Code() != nvme.StatusSuccess {
-				return r.CQE, nil
-			}
-			return r.CQE, p.complete(got, len(in))
-		default:
-			return c, broken("%v comes while an answer is awaited", t)
-		}
-	}
-}
-
-// complete checks that all the data of a command has come.
-func (p *pdus) complete(got, want int) error {
-	if got != want {
-		return broken("the command ended well with %d of %d bytes", got, want)
-	}
-	return nil
 }
 
 // send sends a command capsule.

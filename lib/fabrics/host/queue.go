@@ -16,9 +16,10 @@ import (
 // The life of a command on a Queue:
 //
 //  1. Start gives it a CID and sends its capsule, with the data of a short write.
-//  2. The controller asks for the data of a long write by R2Ts, which are
-//     answered one after the other, in H2CData of at most MAXH2CDATA; or it
-//     sends the data of a read, which goes straight to where it belongs.
+//  2. The controller asks for the data of a long write by R2Ts, several at a
+//     time and in any order, which are answered one after the other, in H2CData
+//     of at most MAXH2CDATA; or it sends the data of a read, in order, which goes
+//     straight to where it belongs.
 //  3. A response ends it, or the last C2HData where that says so. The owner is
 //     told when nothing of the command is queued for sending any more.
 //
@@ -41,13 +42,12 @@ type Command struct {
 
 	q        *Queue
 	cid      uint16
-	moved    uint32 // bytes of Data that have come, or that R2Ts have asked for
-	sent     uint32 // bytes of Data that have been queued for R2Ts
-	ttag     uint16
-	ended    bool // Status is set
-	damaged  bool // data did not match its digest
+	moved    uint32 // bytes of Data that have come
+	ended    bool   // Status is set
+	damaged  bool   // data did not match its digest
+	transfer transfer
 	capsule  tcp.Out
-	transfer tcp.Out
+	h2c      tcp.Out
 	segments [1]dma.Segment
 }
 
@@ -89,7 +89,10 @@ func NewQueue(set *tcp.Set, s *Socket, closed func(error)) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{socket: s, closed: closed, commands: make([]*Command, s.entries), uses: make([]uint16, s.entries)}
-	for i := range s.entries - 1 { // a submission queue is full with one entry less than it has
+	// A submission queue is full with one entry less than it has. What has been
+	// answered has left it, so that SQHD need not be looked at, whether the
+	// controller has given up flow control or not.
+	for i := range s.entries - 1 {
 		q.free = append(q.free, uint16(i))
 	}
 	if q.conn, err = set.Add(fd, s.in, s.out, q); err != nil {
@@ -100,6 +103,9 @@ func NewQueue(set *tcp.Set, s *Socket, closed func(error)) (*Queue, error) {
 
 // Room returns how many commands can be started.
 func (q *Queue) Room() int { return len(q.free) }
+
+// Idle reports whether no command is in flight.
+func (q *Queue) Idle() bool { return q.running == 0 }
 
 // Close breaks the connection with its commands.
 func (q *Queue) Close(err error) {
@@ -135,8 +141,8 @@ func (q *Queue) Start(c *Command) bool {
 	}
 	slot := q.free[len(q.free)-1]
 	c.q, c.cid = q, slot|q.uses[slot]<<cidBits
-	c.moved, c.sent, c.ended, c.damaged, c.Lost = 0, 0, false, false, false
-	c.capsule.Sent, c.transfer.Sent = c, c
+	c.moved, c.ended, c.damaged, c.Lost = 0, false, false, false
+	c.capsule.Sent, c.h2c.Sent = c, c
 
 	p := fabrics.CapsuleCmd{SQE: c.SQE}
 	p.SQE.CID = c.cid
@@ -145,10 +151,10 @@ func (q *Queue) Start(c *Command) bool {
 	n := uint32(0)
 	if size := uint32(len(c.Data)); c.toController() && size <= q.socket.inCapsule {
 		n = size
-		c.sent, c.moved = size, size
 		p.SQE.SetSGL1(fabrics.InCapsule(size))
 		c.segments[0] = dma.SegmentOf(c.Data)
 	}
+	c.transfer.reset(n)
 	f := q.conn.Out.Make(&p.CommonHeader, fabrics.TypeCapsuleCmd, 0, n)
 	c.capsule.Set(fabrics.Bytes(&p), f, c.segments[:])
 	if !q.conn.Send(&c.capsule) {
@@ -163,25 +169,25 @@ func (q *Queue) Start(c *Command) bool {
 
 // PDUSent implements tcp.Sender.
 func (c *Command) PDUSent(o *tcp.Out) {
-	if o == &c.transfer && c.sent < c.moved && !c.ended {
+	if o == &c.h2c && c.transfer.count > 0 && !c.ended {
 		c.transmit()
 	}
 	c.finish()
 }
 
-// transmit sends the next H2CData of what an R2T has asked for.
+// transmit sends the next H2CData of what R2Ts have asked for.
 func (c *Command) transmit() {
-	n := min(c.moved-c.sent, c.q.socket.maxH2C)
-	d := fabrics.Data{CCCID: c.cid, TTAG: c.ttag, DATAO: c.sent, DATAL: n}
+	s, ttag, last := c.transfer.next(c.q.socket.maxH2C)
+	n := s.to - s.from
+	d := fabrics.Data{CCCID: c.cid, TTAG: ttag, DATAO: s.from, DATAL: n}
 	flags := uint8(0)
-	if c.sent+n == c.moved {
+	if last {
 		flags = fabrics.FlagLast
 	}
 	f := c.q.conn.Out.Make(&d.CommonHeader, fabrics.TypeH2CData, flags, n)
-	c.segments[0] = dma.SegmentOf(c.Data[c.sent:][:n])
-	c.transfer.Set(fabrics.Bytes(&d), f, c.segments[:])
-	c.sent += n
-	c.q.conn.Send(&c.transfer) // a connection that has broken ends the command
+	c.segments[0] = dma.SegmentOf(c.Data[s.from:s.to])
+	c.h2c.Set(fabrics.Bytes(&d), f, c.segments[:])
+	c.q.conn.Send(&c.h2c) // a connection that has broken ends the command
 }
 
 // end notes the end of a command.
@@ -196,7 +202,7 @@ func (c *Command) end(st nvme.Status) {
 // finish tells the owner, if the command has ended and nothing of it is to be
 // sent any more.
 func (c *Command) finish() {
-	if !c.ended || c.capsule.Busy() || c.transfer.Busy() || c.q == nil {
+	if !c.ended || c.capsule.Busy() || c.h2c.Busy() || c.q == nil {
 		return
 	}
 	q := c.q
@@ -257,11 +263,19 @@ func (q *Queue) response(r *fabrics.CapsuleResp) fabrics.Violation {
 		return noCommand
 	}
 	st := r.CQE.StatusField()
-	if st.Code() == nvme.StatusSuccess && len(c.Data) > 0 && (int(c.moved) != len(c.Data) || c.toController() && int(c.sent) != len(c.Data)) {
+	if st.Code() == nvme.StatusSuccess && !c.moves() {
 		return outOfOrder // it has succeeded without its data
 	}
 	c.end(st)
 	return fabrics.Violation{}
+}
+
+// moves reports whether all data of the command has been moved.
+func (c *Command) moves() bool {
+	if c.toController() {
+		return !c.h2c.Busy() && c.transfer.done(len(c.Data))
+	}
+	return !c.toHost() || int(c.moved) == len(c.Data)
 }
 
 // data is data of a read, in order.
@@ -300,20 +314,18 @@ func (q *Queue) Data(intact bool) fabrics.Violation {
 	return fabrics.Violation{}
 }
 
-// ready is an R2T: one at a time, in order.
+// ready is an R2T.
 func (q *Queue) ready(r *fabrics.R2T) fabrics.Violation {
 	c := q.find(r.CCCID)
-	switch {
-	case c == nil || !c.toController():
+	if c == nil || !c.toController() {
 		return noCommand
-	case c.transfer.Busy() || c.sent != c.moved:
-		return tooManyR2Ts
-	case r.R2TL == 0 || r.R2TO != c.moved || uint64(r.R2TO)+uint64(r.R2TL) > uint64(len(c.Data)):
-		return outOfRange
 	}
-	c.ttag = r.TTAG
-	c.moved += r.R2TL
-	c.transmit()
+	if v := c.transfer.take(r, len(c.Data)); v.Bad() {
+		return v
+	}
+	if !c.h2c.Busy() {
+		c.transmit()
+	}
 	return fabrics.Violation{}
 }
 

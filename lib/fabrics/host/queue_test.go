@@ -5,9 +5,12 @@ package host
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +25,7 @@ const testSize = 8192 // of the data of commands
 
 // link is a queue on a poller, and the controller's end of its connection.
 type link struct {
-	t      *testing.T
+	t      testing.TB
 	p      *poller.Poller
 	set    *tcp.Set
 	queue  *Queue
@@ -33,7 +36,7 @@ type link struct {
 	in     fabrics.Framing
 }
 
-func newLink(t *testing.T) *link {
+func newLink(t testing.TB, changes ...func(*link)) *link {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -48,6 +51,9 @@ func newLink(t *testing.T) *link {
 	l := &link{t: t, conn: conn, closed: make(chan error, 1)}
 	l.in = fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: 4096, MaxData: 4096}
 	l.out = fabrics.Framing{From: fabrics.FromController, Align: 4, MaxData: maxData}
+	for _, change := range changes {
+		change(l)
+	}
 	l.socket = &Socket{QID: 1, fd: fds[0], in: l.out, out: l.in, maxH2C: 4096, entries: 5, inCapsule: 4096}
 	if l.p, err = poller.Start(poller.Config{Name: "test", CPU: -1, Fence: -1}); err != nil {
 		t.Fatal(err)
@@ -138,7 +144,16 @@ func (l *link) data(cid uint16, offset, n uint32, flags uint8) []byte {
 func (l *link) r2t(cid uint16, offset, n uint32) []byte {
 	r := fabrics.R2T{CCCID: cid, TTAG: 77, R2TO: offset, R2TL: n}
 	l.out.Make(&r.CommonHeader, fabrics.TypeR2T, 0, 0)
-	return bytes.Clone(fabrics.Bytes(&r))
+	return l.digested(fabrics.Bytes(&r))
+}
+
+// digested appends the digest of a header, if there is one.
+func (l *link) digested(header []byte) []byte {
+	pdu := bytes.Clone(header)
+	if l.out.HeaderDigest {
+		pdu = binary.LittleEndian.AppendUint32(pdu, fabrics.Digest(header))
+	}
+	return pdu
 }
 
 func (l *link) send(pdus ...[]byte) {
@@ -179,10 +194,22 @@ func TestViolations(t *testing.T) {
 		{"R2T of nothing", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, 0)} }, fabrics.FESDataOutOfRange},
 		{"R2T beyond the end", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, testSize+4)} }, fabrics.FESDataOutOfRange},
 		{"R2T that wraps", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 0, 0xffffffff)} }, fabrics.FESDataOutOfRange},
-		{"R2T out of order", nvme.IOWrite, func(l *link, cid uint16) [][]byte { return [][]byte{l.r2t(cid, 4096, 4096)} }, fabrics.FESDataOutOfRange},
-		{"two R2Ts", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+		{"R2T for what has been asked for", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
 			return [][]byte{l.r2t(cid, 0, testSize), l.r2t(cid, 4096, 4096)}
+		}, fabrics.FESDataOutOfRange},
+		{"R2Ts that overlap", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			return [][]byte{l.r2t(cid, 4096, 4096), l.r2t(cid, 0, 4100)}
+		}, fabrics.FESDataOutOfRange},
+		{"too many pieces", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			var pdus [][]byte
+			for i := range uint32(maxSpans + 1) {
+				pdus = append(pdus, l.r2t(cid, 8*i, 4))
+			}
+			return pdus
 		}, fabrics.FESLimitExceeded},
+		{"success of a write of which a part was not asked for", nvme.IOWrite, func(l *link, cid uint16) [][]byte {
+			return [][]byte{l.r2t(cid, 4096, 4096), l.r2t(cid, 0, 4092), l.response(cid, 0)}
+		}, fabrics.FESSequence},
 		{"initialization again", nvme.IORead, func(l *link, cid uint16) [][]byte {
 			var r fabrics.ICResp
 			l.out.Make(&r.CommonHeader, fabrics.TypeICResp, 0, 0)
@@ -279,5 +306,78 @@ func TestTransfers(t *testing.T) {
 	l.on(func() { ok = l.queue.Detach() })
 	if !ok {
 		t.Error("a queue that is at rest cannot be given back")
+	}
+}
+
+// TestAlignments: every alignment of data that a controller may want (CPDA), with
+// and without digests, in capsules and in H2CData.
+func TestAlignments(t *testing.T) {
+	for cpda := range uint8(fabrics.MaxPDA + 1) {
+		for _, digest := range []bool{false, true} {
+			l := newLink(t, func(l *link) {
+				l.in.Align = fabrics.Align(cpda)
+				for _, f := range []*fabrics.Framing{&l.in, &l.out} {
+					f.HeaderDigest, f.DataDigest = digest, digest
+				}
+			})
+			_, c, _, data := l.start(nvme.IOWrite, 4096)
+			if !bytes.Equal(data, c.Data) {
+				t.Errorf("CPDA %d: the data in the capsule is not that of the command", cpda)
+			}
+			_, c, capsule, _ := l.start(nvme.IOWrite, testSize)
+			l.send(l.r2t(capsule.SQE.CID, 0, 4096))
+			if _, data = l.receive(); !bytes.Equal(data, c.Data[:4096]) {
+				t.Errorf("CPDA %d: the data of H2CData is not that of the command", cpda)
+			}
+		}
+	}
+}
+
+// TestR2Ts: several at a time, in any order, of any length.
+func TestR2Ts(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	l := newLink(t)
+	for range 50 {
+		_, c, capsule, _ := l.start(nvme.IOWrite, testSize)
+		// The data in pieces, in any order, as many at once as may be.
+		var cuts []uint32
+		for range rnd.IntN(30) {
+			cuts = append(cuts, 4*uint32(rnd.IntN(testSize/4)))
+		}
+		cuts = append(cuts, 0, testSize)
+		slices.Sort(cuts)
+		cuts = slices.Compact(cuts)
+		var pieces []span
+		for i := range cuts[:len(cuts)-1] {
+			pieces = append(pieces, span{cuts[i], cuts[i+1]})
+		}
+		rnd.Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
+		got := make([]byte, testSize)
+		for len(pieces) > 0 {
+			n := min(1+rnd.IntN(maxR2Ts), len(pieces))
+			var pdus [][]byte
+			for _, p := range pieces[:n] {
+				pdus = append(pdus, l.r2t(capsule.SQE.CID, p.from, p.to-p.from))
+			}
+			l.send(pdus...)
+			for _, p := range pieces[:n] {
+				for at := p.from; at < p.to; {
+					var d fabrics.Data
+					header, data := l.receive()
+					copy(fabrics.Bytes(&d), header)
+					if d.DATAO != at || d.TTAG != 77 || d.Flags&fabrics.FlagLast != 0 != (at+d.DATAL == p.to) {
+						t.Fatalf("%+v comes, the data from %d to %d is asked for", d, at, p.to)
+					}
+					copy(got[at:], data)
+					at += d.DATAL
+				}
+			}
+			pieces = pieces[n:]
+		}
+		o := c.Owner.(*owner)
+		l.send(l.response(capsule.SQE.CID, 0))
+		if <-o.done; c.Lost || c.Status != nvme.StatusSuccess || !bytes.Equal(got, c.Data) {
+			t.Fatalf("write: %v, lost: %v, equal: %v", c.Status, c.Lost, bytes.Equal(got, c.Data))
+		}
 	}
 }

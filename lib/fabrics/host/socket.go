@@ -47,7 +47,7 @@ func (s *Socket) Close() {
 func (a *Admin) ConnectQueue(ctx context.Context, addr fabrics.Address, o Options, id *nvme.IdentifyController, qid uint16) (*Socket, error) {
 	s := &Socket{QID: qid, fd: -1, entries: min(MaxEntries, int(a.cap.MQES())+1)}
 	if id.MAXCMD != 0 {
-		s.entries = min(s.entries, int(id.MAXCMD))
+		s.entries = min(s.entries, max(int(id.MAXCMD), 2)) // one of them is never used
 	}
 	if in := uint64(id.IOCCSZ) * 16; in > nvme.SQESize && id.ICDOFF == 0 {
 		s.inCapsule = uint32(min(in-nvme.SQESize, maxData))
@@ -60,7 +60,7 @@ func (a *Admin) ConnectQueue(ctx context.Context, addr fabrics.Address, o Option
 	if err != nil {
 		return nil, fmt.Errorf("queue %d: %w", qid, err)
 	}
-	defer q.conn.Close()
+	defer q.Close()
 	s.in, s.out, s.maxH2C = q.in, q.out, q.maxH2C
 	s.out.MaxCapsule, s.out.MaxData = s.inCapsule, s.maxH2C
 	if err := s.take(q.conn.(*net.TCPConn)); err != nil {

@@ -4,12 +4,14 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +41,8 @@ type server struct {
 	volume volume.Volume
 	sub    *controller.Subsystem
 	uuid   nvme.UUID
+	limits target.Limits
+	single atomic.Bool    // one association at a time, as leap-soc has it for what is not shared
 	addr   netip.AddrPort // of the first start; the same for each further one
 
 	target  *target.Target
@@ -48,8 +52,13 @@ type server struct {
 // newServer makes the volume and starts the target.
 func newServer(t testing.TB, shape volume.Shape) *server {
 	t.Helper()
+	return newLimitedServer(t, shape, target.Limits{})
+}
+
+func newLimitedServer(t testing.TB, shape volume.Shape, limits target.Limits) *server {
+	t.Helper()
 	goroutines, before := runtime.NumGoroutine(), descriptors(t)
-	s := &server{t: t, env: volumetest.NewEnv(t, t.TempDir()), uuid: nvme.NewUUID(), addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	s := &server{t: t, env: volumetest.NewEnv(t, t.TempDir()), uuid: nvme.NewUUID(), limits: limits, addr: netip.MustParseAddrPort("127.0.0.1:0")}
 	spec := &volume.Spec{Name: "m", Kind: "mem", Options: map[string]string{"size": fmt.Sprint(shape.Size), "block": fmt.Sprint(shape.Block)}}
 	var err error
 	if s.volume, err = mem.Kind.Make(t.Context(), s.env, spec); err != nil {
@@ -85,10 +94,13 @@ func (s *server) start() {
 	}
 	sub := s.sub
 	s.target = target.New(target.Config{
-		Pollers: s.pollers, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Pollers: s.pollers, Limits: s.limits, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Subsystem: func(_ int, nqn, _ string) (*controller.Subsystem, error) {
 			if nqn != testNQN {
 				return nil, target.ErrNoSubsystem
+			}
+			if now, _ := sub.Controllers(); now > 0 && s.single.Load() {
+				return nil, errors.New("another host is connected")
 			}
 			return sub, nil
 		},
@@ -127,7 +139,12 @@ func spec(addr netip.AddrPort, options ...string) *volume.Spec {
 // open makes a volume, which is closed when the test ends.
 func open(t testing.TB, s *volume.Spec) *remote {
 	t.Helper()
-	v, err := Kind.Make(t.Context(), nil, s)
+	return openIn(t, new(volumetest.Env), s)
+}
+
+func openIn(t testing.TB, env volume.Env, s *volume.Spec) *remote {
+	t.Helper()
+	v, err := Kind.Make(t.Context(), env, s)
 	if err != nil {
 		t.Fatal(err)
 	}

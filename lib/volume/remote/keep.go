@@ -7,24 +7,44 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/leapio/leapio/lib/fabrics/host"
+	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
 )
 
 // stalled is how long the controller may neither answer a command nor go on
-// with one before it is given up: as long as Linux waits for I/O.
-const stalled = 30 * time.Second
+// with one before it is given up: as long as Linux waits for I/O. unanswered is
+// how long for one command, while it goes on with others: it may have many.
+const (
+	stalled    = 30 * time.Second
+	unanswered = 2 * time.Minute
+)
+
+// eventPause is the least time from one event to the next: a controller that
+// always has one to tell costs no more than that.
+const eventPause = 10 * time.Millisecond
 
 var errClosed = errors.New("the volume is closed")
+
+// lost says that err has cost the association a connection.
+func lost(err error) error { return fmt.Errorf("the connection was lost: %w", err) }
 
 // keep is the volume's goroutine. It serves an association until that is lost,
 // and makes the next. a is the first; nil: there is none yet.
 func (r *remote) keep(ctx context.Context, a *association) {
 	defer close(r.done)
+	// Nobody connects any more: what still waits, ends.
+	defer r.wake()
+	defer r.dead.Store(true)
 	attempt := time.Now()
 	for {
 		if a != nil {
-			err := r.serve(ctx, a)
+			err := r.serve(a)
 			r.lose(a, err)
 		}
 		if a, attempt = r.reconnect(ctx, attempt); a == nil {
@@ -33,33 +53,94 @@ func (r *remote) keep(ctx context.Context, a *association) {
 	}
 }
 
-// serve gives lanes their connections and keeps the controller alive, until
-// something breaks.
-func (r *remote) serve(ctx context.Context, a *association) error {
-	tick := time.NewTicker(r.options.KeepAlive / 2)
-	defer tick.Stop()
+// serve gives lanes their connections, while two goroutines beside it keep the
+// controller alive and follow what it tells, until something breaks.
+func (r *remote) serve(a *association) error {
+	r.offer(&a.ns.info) // before watch can offer what is younger
+	var beside sync.WaitGroup
+	beside.Go(func() { r.keepAlive(a) })
+	beside.Go(func() { r.watch(a) })
+	defer beside.Wait()
+	defer a.end()
 	for {
-		if err := r.connectLanes(ctx, a); err != nil {
-			return err
-		}
-		if r.down.Load() != 0 {
+		if err := r.connectLanes(a); err != nil {
+			a.report(lost(err))
+		} else if r.down.Load() != 0 {
 			r.setErr(nil)
 		}
 		select {
-		case <-ctx.Done():
-			return errClosed
-		case err := <-a.broken:
-			return err
+		case <-a.ctx.Done():
+			return context.Cause(a.ctx)
 		case <-r.opened:
-		case <-tick.C:
-			if _, err := a.admin.KeepAlive(ctx); err != nil {
-				return err
-			}
-			for _, l := range r.list() {
-				_ = l.p.Post(l.sweep)
-			}
 		}
 	}
+}
+
+// keepAlive sends Keep Alives, and has lanes look for commands that are not
+// answered, until the association ends.
+func (r *remote) keepAlive(a *association) {
+	tick := time.NewTicker(r.options.KeepAlive / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := a.admin.KeepAlive(a.ctx); err != nil {
+			a.report(lost(err))
+			return
+		}
+		for _, l := range r.list() {
+			_ = l.p.Post(l.sweep)
+		}
+	}
+}
+
+// watch follows the namespace when the controller tells that it has changed,
+// until the association ends. It also notices at once that the connection has.
+func (r *remote) watch(a *association) {
+	for {
+		event, err := a.admin.Event(a.ctx)
+		switch {
+		case errors.As(err, new(*host.StatusError)):
+			return // it has no events
+		case err != nil:
+			a.report(lost(err))
+			return
+		}
+		if event == nvme.EventNamespaceAttribute {
+			if err := r.follow(a); err != nil {
+				a.report(err)
+				return
+			}
+		}
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-time.After(eventPause):
+		}
+	}
+}
+
+// follow looks at the namespace again. The log of what has changed is read
+// before, which has the controller tell of changes from then on.
+func (r *remote) follow(a *association) error {
+	var e nvme.SQE
+	nvme.GetLogPage{LID: nvme.LogChangedNamespaces, NUMD: nvme.NSListMax - 1}.Put(&e)
+	var changed nvme.NSList
+	if _, err := optional(a.admin.Do(a.ctx, "changed namespace list", e, nil, nvme.Bytes(&changed))); err != nil {
+		return lost(err)
+	}
+	var ns namespace
+	if err := ns.identify(a.ctx, a.admin, &a.ctrl, r.addr.NSID); err != nil {
+		return err
+	}
+	if err := r.check(&ns); err != nil {
+		return err
+	}
+	r.offer(&ns.info)
+	return nil
 }
 
 // list returns the lanes.
@@ -73,19 +154,52 @@ func (r *remote) list() []*lane {
 	return all
 }
 
-// connectLanes gives every lane without one a connection of a.
-func (r *remote) connectLanes(ctx context.Context, a *association) error {
-	for _, l := range r.list() {
-		if l.given == a {
-			continue
+// connectLanes gives every lane as many connections of a as it is to have: first
+// one to each, then a second, and so on. That there are fewer is none of an
+// error, as long as each lane has one.
+func (r *remote) connectLanes(a *association) error {
+	lanes := r.list()
+	for n := range r.queues {
+		for _, l := range lanes {
+			if l.given != a {
+				l.given, l.count = a, 0
+			}
+			if l.count > n {
+				continue
+			}
+			s, err := a.socket(r)
+			switch {
+			case err != nil:
+				return err
+			case s == nil && n == 0:
+				return r.takeBack(a, lanes)
+			case s == nil:
+				if !a.few {
+					a.few = true
+					r.log.Warn("the remote grants fewer connections than queues= wants", "remote", r.addr, "granted", a.queues)
+				}
+				return nil
+			}
+			l.count++
+			if err := l.p.Post(func() { l.attach(a, s) }); err != nil {
+				a.park(s)
+			}
 		}
-		s, err := a.socket(ctx, r)
-		if err != nil {
-			return err
-		}
-		l.given = a
-		if err := l.p.Post(func() { l.attach(a, s) }); err != nil {
-			a.park(s)
+	}
+	return nil
+}
+
+// takeBack has the lane with most connections give one back, for a lane that has
+// none. It parks it when nothing is in flight on it, and has keep look again.
+func (r *remote) takeBack(a *association, lanes []*lane) error {
+	most := slices.MaxFunc(lanes, func(x, y *lane) int { return x.count - y.count })
+	if most.count <= 1 {
+		return fault.Errorf(fault.Unsupported, "", "", "more pollers use the volume than the controller has I/O queues for a host, %d", a.queues)
+	}
+	if a.owe() {
+		most.count--
+		if most.p.Post(func() { most.giveBack(a) }) != nil {
+			a.settle()
 		}
 	}
 	return nil
@@ -95,10 +209,9 @@ func (r *remote) connectLanes(ctx context.Context, a *association) error {
 // controllers take any command for a Keep Alive, so the time until nothing is
 // in execution begins when no lane sends anything more.
 func (r *remote) lose(a *association, err error) {
-	if err != errClosed {
-		r.setErr(fmt.Errorf("%s: the connection was lost: %w", r.addr, err))
+	if !errors.Is(err, errClosed) {
+		r.setErr(fmt.Errorf("%s: %w", r.addr, err))
 	}
-	a.end()
 	lanes := r.list()
 	var left atomic.Int32
 	left.Store(int32(len(lanes)) + 1)
@@ -114,9 +227,6 @@ func (r *remote) lose(a *association, err error) {
 		}
 	}
 	detached()
-	if r.fastIOFail >= 0 {
-		time.AfterFunc(r.fastIOFail+time.Millisecond, r.wake)
-	}
 }
 
 // wake has every lane look at what it keeps.
@@ -134,8 +244,6 @@ func (r *remote) reconnect(ctx context.Context, last time.Time) (*association, t
 		if r.ctrlLoss >= 0 {
 			end := r.epoch.Add(time.Duration(r.down.Load()) + r.ctrlLoss)
 			if time.Now().After(end) {
-				r.dead.Store(true)
-				r.wake()
 				return nil, last
 			}
 			if end.Before(next) {

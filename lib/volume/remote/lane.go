@@ -6,6 +6,7 @@ package remote
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -24,11 +25,12 @@ type lane struct {
 	set   *tcp.Set
 	users int
 
-	given *association // whose connection it was given last; for keep
+	given *association // whose connections it was given last, and how many; for keep
+	count int
 
 	a      *association
-	queue  *host.Queue // nil: no connection
-	socket *host.Socket
+	wires  []*wire // connections of a, in order of use
+	giving *wire   // is given back when nothing is in flight on it
 
 	memory []byte // of all ops
 	ops    []op
@@ -44,15 +46,16 @@ type lane struct {
 	sweep  func()
 }
 
+// wire is a connection of a lane.
+type wire struct {
+	queue  *host.Queue
+	socket *host.Socket
+}
+
 // newLane makes a lane without a connection.
 func newLane(r *remote, p *poller.Poller) (*lane, error) {
-	l := &lane{r: r, p: p, ops: make([]op, host.MaxEntries-1)}
-	l.kick = l.look
-	l.sweep = func() {
-		if !l.ended {
-			l.set.Sweep(stalled)
-		}
-	}
+	l := &lane{r: r, p: p, ops: make([]op, r.queues*(host.MaxEntries-1))}
+	l.kick, l.sweep = l.look, l.patrol
 	var err error
 	// Pages are made when an op first uses them, and ops used last are used first.
 	l.memory, err = unix.Mmap(-1, 0, len(l.ops)*host.MaxTransfer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -81,16 +84,25 @@ func (l *lane) leave() {
 	}
 	l.ended = true
 	delete(l.r.lanes, l.p)
-	switch {
-	case l.queue == nil:
-	case l.queue.Detach():
-		l.a.park(l.socket)
-	default:
-		l.a.report(errBroken)
+	if l.giving != nil {
+		l.wires = append(l.wires, l.giving)
+		l.settle()
 	}
-	l.queue = nil
+	for _, w := range l.wires {
+		l.park(w)
+	}
+	l.wires = nil
 	l.set.Close()
 	_ = unix.Munmap(l.memory)
+}
+
+// park gives back a connection on which nothing is in flight.
+func (l *lane) park(w *wire) {
+	if w.queue.Detach() {
+		l.a.park(w.socket)
+	} else {
+		l.a.report(errBroken)
+	}
 }
 
 // attach takes a connection.
@@ -99,13 +111,12 @@ func (l *lane) attach(a *association, s *host.Socket) {
 		a.park(s)
 		return
 	}
-	var q *host.Queue
-	q, err := host.NewQueue(l.set, s, func(err error) {
-		if l.queue == q {
-			l.queue = nil
-		}
+	w := &wire{socket: s}
+	var err error
+	w.queue, err = host.NewQueue(l.set, s, func(err error) {
+		l.drop(w)
 		s.Close()
-		a.report(err)
+		a.report(lost(err))
 		l.look()
 	})
 	if err != nil {
@@ -113,20 +124,97 @@ func (l *lane) attach(a *association, s *host.Socket) {
 		a.report(err)
 		return
 	}
-	l.a, l.queue, l.socket = a, q, s
+	l.a, l.wires = a, append(l.wires, w)
 	l.look()
 }
 
-// errBroken is for a connection that was found broken when it was given back.
-var errBroken = errors.New("a connection was broken")
+// drop has nothing more be sent on a connection that has broken.
+func (l *lane) drop(w *wire) {
+	l.wires = slices.DeleteFunc(l.wires, func(x *wire) bool { return x == w })
+	if l.giving == w {
+		l.settle()
+	}
+}
 
-// detach breaks the lane's connection of a: the lane sends nothing on it from
+// settle ends what giveBack has begun.
+func (l *lane) settle() {
+	l.giving = nil
+	l.a.settle()
+	l.r.wantWork()
+}
+
+// giveBack gives one of several connections of a back, when nothing is in flight
+// on it.
+func (l *lane) giveBack(a *association) {
+	if l.ended || l.a != a || len(l.wires) < 2 {
+		a.settle()
+		l.r.wantWork()
+		return
+	}
+	l.giving = l.wires[0]
+	l.wires = slices.Delete(l.wires, 0, 1)
+	l.give()
+}
+
+// give parks the connection that is to be given back, if it is at rest.
+func (l *lane) give() {
+	if w := l.giving; w != nil && w.queue.Idle() {
+		l.park(w)
+		l.settle()
+	}
+}
+
+// errBroken is for a connection that was found broken when it was to be used or
+// given back.
+var errBroken = lost(errors.New("it was found broken"))
+
+// detach breaks the lane's connections of a: the lane sends nothing on them from
 // now on.
 func (l *lane) detach(a *association, err error) {
-	if l.a == a && l.queue != nil {
-		l.queue.Close(err)
+	if l.a == a {
+		all := l.wires
+		if l.giving != nil {
+			all = append(all, l.giving)
+			l.settle()
+		}
+		l.wires = nil
+		for _, w := range all {
+			w.queue.Close(err)
+		}
 	}
 	l.look()
+}
+
+// patrol closes connections on which nothing moves although something should,
+// or that have a command which is not answered.
+func (l *lane) patrol() {
+	if l.ended {
+		return
+	}
+	l.set.Sweep(l.r.stalled)
+	for i := range l.ops {
+		if o := &l.ops[i]; o.wire != nil && l.p.Now()-o.began > l.r.unanswered {
+			o.wire.queue.Close(tcp.ErrStalled)
+		}
+	}
+}
+
+// pick returns the connection with the most room, nil if none has any. Those
+// with the same room come in turn.
+func (l *lane) pick() *wire {
+	best := -1
+	for i, w := range l.wires {
+		if room := w.queue.Room(); room > 0 && (best < 0 || room > l.wires[best].queue.Room()) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	w := l.wires[best]
+	copy(l.wires[best:], l.wires[best+1:])
+	l.wires[len(l.wires)-1] = w
+	return w
 }
 
 // look has Run look at what there is to do.
@@ -179,8 +267,8 @@ func (l *lane) Run() {
 	if l.ended {
 		return
 	}
-	failing := l.queue == nil && l.r.failing()
-	l.settle(failing)
+	failing := len(l.wires) == 0 && l.r.failing()
+	l.resume(failing)
 	for l.head < len(l.waiting) {
 		r := l.waiting[l.head]
 		switch {
@@ -192,31 +280,34 @@ func (l *lane) Run() {
 			l.unqueue(r)
 		case failing:
 			fail(r, pathStatus)
-		case l.queue == nil || l.queue.Room() == 0 || len(l.free) == 0:
+		case len(l.free) == 0:
 			return
 		default:
-			l.begin(r)
+			w := l.pick()
+			if w == nil {
+				return
+			}
+			l.begin(r, w)
 		}
 	}
 }
 
-// settle sends again, or ends, what was in flight when the connection broke.
-func (l *lane) settle(failing bool) {
+// resume sends again, or ends, what was in flight when the connection broke.
+func (l *lane) resume(failing bool) {
 	now := l.r.now()
 	keep := l.lost[:0]
 	for _, o := range l.lost {
-		given := failing || status(o.request) != nvme.StatusSuccess
-		switch {
+		switch given := failing || status(o.request) != nvme.StatusSuccess; {
 		case !o.safe(now):
 			keep = append(keep, o)
+		case o.a != nil && o.changes() && l.r.resubmit == resubmitNever:
+			o.end(pathStatus | nvme.StatusDNR)
 		case given:
 			o.end(pathStatus)
-		case l.queue != nil && l.queue.Room() > 0:
-			if !o.send() {
+		default:
+			if w := l.pick(); w == nil || !o.send(w) {
 				keep = append(keep, o)
 			}
-		default:
-			keep = append(keep, o)
 		}
 	}
 	clear(l.lost[len(keep):])

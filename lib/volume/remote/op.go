@@ -5,6 +5,7 @@ package remote
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics/host"
@@ -63,25 +64,27 @@ type op struct {
 	request *volume.Request
 	at      uint64       // where it begins in the request, in bytes
 	a       *association // it was sent on last; nil: nothing of it is in execution
-	tries   int          // that the transport has spoiled
+	wire    *wire        // it is in flight on; nil: on none
+	began   time.Duration
+	tries   int // that the transport has spoiled
 }
 
 // maxTries is how often the transport may spoil a command that is then sent
 // again.
 const maxTries = 3
 
-// begin begins the next part of r. There is an op and room for it.
-func (l *lane) begin(r *volume.Request) {
+// begin begins the next part of r. There is an op, and room for it on w.
+func (l *lane) begin(r *volume.Request, w *wire) {
 	left, most := r.Length-r.Scratch[0], uint64(0)
 	switch r.Op {
 	case volume.Read, volume.Write:
-		most = l.a.data
+		most = l.a.ns.data
 	case volume.WriteZeroes:
-		if most = l.a.zeroes; most == 0 {
-			most = l.a.data
+		if most = l.a.ns.zeroes; most == 0 {
+			most = l.a.ns.data
 		}
 	case volume.Discard:
-		if most = l.a.discard; most == 0 {
+		if most = l.a.ns.discard; most == 0 {
 			r.Scratch[0] = r.Length // a hint that the controller cannot take
 			return
 		}
@@ -97,7 +100,7 @@ func (l *lane) begin(r *volume.Request) {
 	r.Scratch[0] += max(n, 1)
 	r.Scratch[1]++
 	o.compose(n)
-	if !o.send() {
+	if !o.send(w) {
 		l.lost = append(l.lost, o)
 	}
 }
@@ -120,7 +123,7 @@ func (o *op) compose(n uint64) {
 		o.copy(true)
 		l.p.Touch(before)
 	case volume.WriteZeroes:
-		if l.a.zeroes == 0 {
+		if l.a.ns.zeroes == 0 {
 			rw.Put(e)
 			e.Opcode, o.command.Data = uint8(nvme.IOWrite), o.buffer[:n]
 			clear(o.command.Data)
@@ -163,17 +166,17 @@ func move(data []byte, s dma.Segment, skip uint64, fromGuest bool) int {
 	return copy(s.Bytes()[skip:], data)
 }
 
-// send sends the command, for which there is room. False: the connection has
+// send sends the command on w, which has room for it. False: the connection has
 // broken, and nothing was sent.
-func (o *op) send() bool {
+func (o *op) send(w *wire) bool {
 	l := o.l
-	if !l.queue.Start(&o.command) {
-		l.queue.Close(errBroken)
-		l.queue = nil
+	if !w.queue.Start(&o.command) {
+		l.drop(w)
+		w.queue.Close(errBroken)
 		o.a = nil
 		return false
 	}
-	o.a = l.a
+	o.a, o.wire, o.began = l.a, w, l.p.Now()
 	return true
 }
 
@@ -183,6 +186,8 @@ func (o *op) Ended(*host.Command) { o.l.p.Defer(o) }
 // Run implements poller.Runnable: the command has ended.
 func (o *op) Run() {
 	l, c := o.l, &o.command
+	o.wire = nil
+	l.give()
 	switch {
 	case c.Lost:
 		l.lost = append(l.lost, o)
@@ -211,10 +216,18 @@ func (o *op) Faulted() {
 	o.l.look()
 }
 
+// changes reports whether the command changes the volume.
+func (o *op) changes() bool { return o.request.Op != volume.Read && o.request.Op != volume.Flush }
+
 // safe reports whether the command may be sent again or be told to have ended:
-// it changes nothing, or it is in execution no more.
+// it changes nothing, or it is in execution no more. That is when the old
+// controller has had its time, or, where resubmit=reconnect says that it can be
+// relied upon, when there is a new one.
 func (o *op) safe(now int64) bool {
-	if o.a == nil || o.request.Op == volume.Read || o.request.Op == volume.Flush {
+	if o.a == nil || !o.changes() {
+		return true
+	}
+	if l := o.l; l.r.resubmit == resubmitReconnect && l.a != o.a && len(l.wires) > 0 {
 		return true
 	}
 	at := o.a.safe.Load()

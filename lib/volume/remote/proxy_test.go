@@ -4,7 +4,9 @@
 package remote
 
 import (
-	"math/rand/v2"
+	"bytes"
+	"encoding/binary"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/volumetest"
@@ -22,18 +25,32 @@ type proxy struct {
 	addr netip.AddrPort // where it listens
 	to   netip.AddrPort
 
-	corrupt atomic.Int64 // how many bytes are still to be falsified
-	flipped atomic.Int64 // how many have been
+	// spoil is asked about every PDU: it returns what of it passes, as it is to
+	// be, and whether that is the end of the connection. nil: all passes.
+	spoil atomic.Pointer[func(passing) (pdu []byte, cut bool)]
 
 	l     net.Listener
 	over  chan struct{}
 	wg    sync.WaitGroup
 	mu    sync.Mutex
 	conns map[net.Conn]*pair
+	made  int // connections since the last cut
+}
+
+// passing is a PDU on its way.
+type passing struct {
+	fabrics.CommonHeader
+	pdu    []byte // the whole of it, which may be changed
+	conn   int    // connections made after the last cut have numbers from 0 on
+	queue  int    // QID; -1: of a connection that is being initialized
+	toHost bool
+	n      int // number of the PDU in its direction, from 0 on
 }
 
 // pair is a connection through the proxy.
 type pair struct {
+	number       int
+	queue        atomic.Int32
 	host, target net.Conn
 	hold         chan struct{} // closed: nothing passes, nobody is told
 	once         sync.Once
@@ -70,20 +87,20 @@ func (p *proxy) accept() {
 		x := &pair{host: host, target: target, hold: make(chan struct{})}
 		p.mu.Lock()
 		p.conns[host] = x
+		x.number = p.made
+		p.made++
 		p.mu.Unlock()
 		p.wg.Go(func() { p.pass(x, host, target) })
 		p.wg.Go(func() { p.pass(x, target, host) })
 	}
 }
 
-// pass carries bytes one way.
+// pass carries PDUs one way.
 func (p *proxy) pass(x *pair, from, to net.Conn) {
 	defer p.end(x)
-	rnd := rand.New(rand.NewPCG(3, 4))
-	b := make([]byte, 32<<10)
-	passed, next := 0, 4096+rnd.IntN(64<<10) // the handshakes have no digests
-	for {
-		n, err := from.Read(b)
+	b := make([]byte, 1<<20)
+	for n := 0; ; n++ {
+		pdu, err := nextPDU(from, b)
 		select {
 		case <-x.hold:
 			if err != nil {
@@ -93,15 +110,38 @@ func (p *proxy) pass(x *pair, from, to net.Conn) {
 			continue
 		default:
 		}
-		if passed += n; passed > next && n > 0 && p.corrupt.Load() > 0 && p.corrupt.Add(-1) >= 0 {
-			b[rnd.IntN(n)] ^= 1 << rnd.IntN(8)
-			p.flipped.Add(1)
-			next = passed + 64<<10 + rnd.IntN(256<<10)
+		if err != nil {
+			return
 		}
-		if _, werr := to.Write(b[:n]); err != nil || werr != nil {
+		passes := passing{pdu: pdu, conn: x.number, queue: -1, toHost: from == x.target, n: n}
+		copy(fabrics.Bytes(&passes.CommonHeader), pdu)
+		if n == 1 && !passes.toHost { // Connect
+			var c fabrics.CapsuleCmd
+			copy(fabrics.Bytes(&c), pdu)
+			x.queue.Store(int32(fabrics.ConnectOf(&c.SQE).QID))
+		}
+		if n > 0 {
+			passes.queue = int(x.queue.Load())
+		}
+		cut := false
+		if f := p.spoil.Load(); f != nil {
+			pdu, cut = (*f)(passes)
+		}
+		if _, err := to.Write(pdu); err != nil || cut {
 			return
 		}
 	}
+}
+
+// nextPDU reads a PDU, which may be longer than the buffer if somebody has
+// falsified its length: then it is what fits.
+func nextPDU(from io.Reader, b []byte) ([]byte, error) {
+	if _, err := io.ReadFull(from, b[:fabrics.CommonHeaderSize]); err != nil {
+		return nil, err
+	}
+	n := min(max(binary.LittleEndian.Uint32(b[4:]), fabrics.CommonHeaderSize), uint32(len(b)))
+	_, err := io.ReadFull(from, b[fabrics.CommonHeaderSize:n])
+	return b[:n], err
 }
 
 func (p *proxy) end(x *pair) {
@@ -116,6 +156,7 @@ func (p *proxy) end(x *pair) {
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.made = 0
 	for _, x := range p.conns {
 		x.host.Close()
 		x.target.Close()
@@ -131,17 +172,20 @@ func (p *proxy) hold() {
 	}
 }
 
-// verify writes and reads a region again and again, and compares every byte.
+// verify writes a region and reads it twice, again and again, and compares every
+// byte: a write that takes effect late is found by the second look.
 type verify struct {
 	t       testing.TB
 	c       *volumetest.Client
 	req     volume.Request
 	off     uint64
 	data    []byte
+	want    []byte
 	segs    []dma.Segment
 	size    uint64
 	round   uint64
 	rounds  uint64
+	looked  bool // once in this round
 	running bool
 	done    *sync.WaitGroup
 }
@@ -159,6 +203,7 @@ func load(t testing.TB, clients []*volumetest.Client, n int, rounds uint64) (wai
 			// Short and in the capsule, long and by R2Ts, longer than one command.
 			v.size = []uint64{4096, 8192, 64 << 10, 128 << 10, region}[j%5]
 			v.data, v.segs = mem.Bytes(at, v.size), mem.Segments(at, v.size)
+			v.want = make([]byte, v.size)
 			done.Add(1)
 			c.On(v.write)
 		}
@@ -166,9 +211,11 @@ func load(t testing.TB, clients []*volumetest.Client, n int, rounds uint64) (wai
 	return done.Wait
 }
 
-// pattern is what is in the region in a round.
-func (v *verify) pattern(i int) byte {
-	return byte(uint64(i)>>9*31 + v.round*7 + v.off>>12 + uint64(i))
+// fill makes p what is in the region in this round.
+func (v *verify) fill(p []byte) {
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], v.round<<40|v.off+uint64(i))
+	}
 }
 
 func (v *verify) write() {
@@ -176,9 +223,7 @@ func (v *verify) write() {
 		v.done.Done()
 		return
 	}
-	for i := range v.data {
-		v.data[i] = v.pattern(i)
-	}
+	v.fill(v.data)
 	v.submit(volume.Write)
 }
 
@@ -205,12 +250,15 @@ func (v *verify) Completed(r *volume.Request) {
 		v.submit(volume.Read)
 		return
 	}
-	for i, b := range v.data {
-		if b != v.pattern(i) {
-			v.t.Errorf("round %d at %d: byte %d is %#x, want %#x", v.round, v.off, i, b, v.pattern(i))
-			v.done.Done()
-			return
-		}
+	if v.fill(v.want); !bytes.Equal(v.data, v.want) {
+		v.t.Errorf("round %d at %d: what is read is not what was written", v.round, v.off)
+		v.done.Done()
+		return
+	}
+	if v.looked = !v.looked; v.looked {
+		clear(v.data)
+		v.submit(volume.Read)
+		return
 	}
 	v.write()
 }

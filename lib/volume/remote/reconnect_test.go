@@ -29,6 +29,12 @@ func quickSpec(addr netip.AddrPort, more ...string) *volume.Spec {
 	return spec(addr, append(append([]string{}, quick...), more...)...)
 }
 
+// patientSpec describes a volume that does not take a machine which is busy for
+// a remote that is away.
+func patientSpec(addr netip.AddrPort, more ...string) *volume.Spec {
+	return spec(addr, append([]string{"keep-alive", "1m"}, more...)...)
+}
+
 // TestRestarts: the target ends and comes again under verified load of two
 // pollers.
 func TestRestarts(t *testing.T) {
@@ -61,19 +67,6 @@ func TestCuts(t *testing.T) {
 			waitFor(t, "the loss", func() bool { return r.Err() != nil })
 			wait()
 		})
-	}
-}
-
-// TestCorruption: bytes are falsified on their way, and digests find them all.
-func TestCorruption(t *testing.T) {
-	p := newProxy(t, newServer(t, shape).addr)
-	r := open(t, quickSpec(p.addr, "hdr-digest", "on", "data-digest", "on"))
-	c := volumetest.Connect(t, r, cfg)
-	const bytes = 8
-	p.corrupt.Store(bytes)
-	load(t, []*volumetest.Client{c}, 20, 100)()
-	if n := p.flipped.Load(); n != bytes {
-		t.Errorf("%d bytes were falsified, want %d", n, bytes)
 	}
 }
 
@@ -127,7 +120,8 @@ func TestQuiesce(t *testing.T) {
 // with it.
 func TestFastFail(t *testing.T) {
 	s := newServer(t, shape)
-	r := open(t, quickSpec(s.addr, "fast-io-fail", "100ms"))
+	made := quickSpec(s.addr, "fast-io-fail", "100ms")
+	r := open(t, made)
 	c := volumetest.Connect(t, r, cfg)
 	req := volume.Request{Op: volume.Flush}
 	if st := c.Do(t.Context(), &req); st != nvme.StatusSuccess {
@@ -144,6 +138,35 @@ func TestFastFail(t *testing.T) {
 	waitFor(t, "an association", func() bool { return r.Err() == nil })
 	if st := c.Do(t.Context(), &req); st != nvme.StatusSuccess {
 		t.Errorf("with the remote again: %v", st)
+	}
+
+	// A volume that is opened without its remote.
+	s.stop()
+	made.Reopen = true
+	r = open(t, made)
+	c = volumetest.Connect(t, r, cfg)
+	if st := c.Do(t.Context(), &req); st != nvme.StatusHostPathingError {
+		t.Errorf("opened without the remote: %v", st)
+	}
+}
+
+// TestCloseInUse: a volume that is given up although requests wait for its remote
+// ends them.
+func TestCloseInUse(t *testing.T) {
+	s := newServer(t, shape)
+	r := open(t, quickSpec(s.addr, "ctrl-loss-timeout", "off"))
+	c := volumetest.Connect(t, r, cfg)
+	s.stop()
+	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	o := &counter{done: make(chan struct{}), left: 1}
+	req := volume.Request{Op: volume.Flush, Owner: o}
+	c.On(func() { c.Queue.Submit(&req) })
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	<-o.done
+	if req.Status != nvme.StatusHostPathingError {
+		t.Errorf("it ends with %v", req.Status)
 	}
 }
 
@@ -230,7 +253,7 @@ func TestKnown(t *testing.T) {
 		{noteBlock, "513", "option block=513"},
 		{noteID, "00", "another one"},
 	} {
-		if _, err := Kind.Make(t.Context(), nil, again(tt.key, tt.value)); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := Kind.Make(t.Context(), new(volumetest.Env), again(tt.key, tt.value)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s=%s: %v, want %q", tt.key, tt.value, err, tt.want)
 		}
 	}
@@ -245,7 +268,7 @@ func TestKnown(t *testing.T) {
 	s.stop()
 	partly := again()
 	delete(partly.Options, noteID)
-	if _, err := Kind.Make(t.Context(), nil, partly); fault.KindOf(err) != fault.Peer {
+	if _, err := Kind.Make(t.Context(), new(volumetest.Env), partly); fault.KindOf(err) != fault.Peer {
 		t.Errorf("away, and not known: %v", err)
 	}
 	r := open(t, again())
@@ -275,12 +298,14 @@ func TestOptions(t *testing.T) {
 		{"keep-alive", "off", fault.Usage, "keep-alive=off"},
 		{"fast-io-fail", "soon", fault.Usage, "fast-io-fail=soon"},
 		{"host-nqn", "me", fault.Usage, "host-nqn="},
-		{"queues", "2", fault.Usage, "unknown option queues="},
+		{"queues", "0", fault.Usage, "queues=0"},
+		{"queues", "17", fault.Usage, "queues=17"},
+		{"resubmit", "always", fault.Usage, "resubmit=always"},
 		{"keep-alive", "5s", fault.Peer, "refused"},
 	} {
 		s := spec(addr)
 		s.Options[tt.key] = tt.value
-		_, err := Kind.Make(t.Context(), nil, s)
+		_, err := Kind.Make(t.Context(), new(volumetest.Env), s)
 		if err == nil || fault.KindOf(err) != tt.kind || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s=%s: %v (%v), want %v, %q", tt.key, tt.value, err, fault.KindOf(err), tt.kind, tt.want)
 		}
@@ -288,12 +313,12 @@ func TestOptions(t *testing.T) {
 	s := newServer(t, shape)
 	wrong := spec(s.addr)
 	wrong.Options["addr"] += "?nsid=9"
-	if _, err := Kind.Make(t.Context(), nil, wrong); err == nil || !strings.Contains(err.Error(), "amespace") {
+	if _, err := Kind.Make(t.Context(), new(volumetest.Env), wrong); err == nil || !strings.Contains(err.Error(), "amespace") {
 		t.Errorf("nsid=9: %v", err)
 	}
 	wrong = spec(s.addr)
 	wrong.Options["addr"] += "1"
-	if _, err := Kind.Make(t.Context(), nil, wrong); fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Usage {
+	if _, err := Kind.Make(t.Context(), new(volumetest.Env), wrong); fault.KindOf(err) != fault.NotFound && fault.KindOf(err) != fault.Usage {
 		t.Errorf("another NQN: %v (%v)", err, fault.KindOf(err))
 	}
 }

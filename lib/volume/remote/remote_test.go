@@ -11,10 +11,10 @@ import (
 	"github.com/leapio/leapio/lib/volume/volumetest"
 )
 
-// TestSuite runs the promises of volumes over loopback, without digests and
-// with both.
+// TestSuite runs the promises of volumes over loopback, without digests over one
+// connection, and with both over several.
 func TestSuite(t *testing.T) {
-	for _, digest := range []string{"off", "on"} {
+	for digest, queues := range map[string]string{"off": "1", "on": "3"} {
 		t.Run("digest="+digest, func(t *testing.T) {
 			volumetest.Suite(t, volumetest.Subject{
 				Make: func(t *testing.T) func(volume.Shape) volume.Volume {
@@ -23,7 +23,7 @@ func TestSuite(t *testing.T) {
 						if s == nil {
 							s = newServer(t, shape)
 						}
-						return open(t, spec(s.addr, "hdr-digest", digest, "data-digest", digest))
+						return open(t, spec(s.addr, "hdr-digest", digest, "data-digest", digest, "queues", queues))
 					}
 				},
 				Poller: cfg,

@@ -6,6 +6,7 @@ package volumetest
 import (
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -18,7 +19,8 @@ import (
 // Env is what a kind needs of a runtime and of leap-wpt: it keeps descriptors
 // until the test ends. It is a volume.Env.
 type Env struct {
-	Folder string // where DataPath's files go: Folder/volumes
+	Folder string       // where DataPath's files go: Folder/volumes
+	Log    *slog.Logger // nil: nobody reads it
 
 	mu   sync.Mutex
 	kept map[string]int
@@ -39,6 +41,14 @@ func NewEnv(t testing.TB, folder string) *Env {
 
 // DataPath implements volume.Env.
 func (e *Env) DataPath(name string) string { return filepath.Join(e.Folder, "volumes", name+".img") }
+
+// Logger implements volume.Env.
+func (e *Env) Logger() *slog.Logger {
+	if e.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return e.Log
+}
 
 // Keep implements volume.Env. A name in use is an error: who keeps something
 // new has dropped the old.

@@ -440,9 +440,10 @@ func (l *lane) quit(publish bool) {
 		time.AfterFunc(drain, func() { _ = l.p.Post(l.leave) }) // the poller may have stopped after the lane
 		return
 	}
+	// A reset does not wait for a Format, nor for a volume whose medium is away.
 	for _, c := range l.all {
-		if c.sq != nil && c.sq.ID == 0 {
-			c.Cancel() // a reset does not wait for a Format
+		if c.sq != nil {
+			c.Cancel()
 		}
 	}
 }
