@@ -12,6 +12,7 @@
 //	subsystems.go  subsystems, namespaces, the hosts they allow
 //	listeners.go   listeners: made, removed
 //	hosts.go       listeners: opened; who is let in there
+//	discovery.go   what hosts are told of them
 //	record.go      what is kept in STATE and what is shown as facts in RUN
 //	stat.go        what was counted
 //	handlers.go    the control API
@@ -35,6 +36,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics/target"
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
@@ -78,6 +80,7 @@ type Runtime struct {
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log
+	discovery  nvme.UUID         // of the discovery subsystem; fixed once load has returned
 
 	admission     atomic.Pointer[admission]
 	admitted      chan struct{} // closed when leap-wpt has let this runtime in
@@ -131,11 +134,11 @@ func Run(ctx context.Context, cfg Config) error {
 	defer r.stopPollers()
 	r.ports = link.NewPorts(r.pollers, r.resolve)
 	defer r.watches.Wait()
-	r.target = r.newTarget()
 	defer r.closeVolumes()
 	if err := r.load(ctx); err != nil {
 		return err
 	}
+	r.target = r.newTarget()
 
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)

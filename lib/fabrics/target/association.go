@@ -77,11 +77,25 @@ func (t *Target) enlist(a *association) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.discovery != nil {
-		t.lastCNTLID = t.lastCNTLID%0xffef + 1
-		a.cntlid = t.lastCNTLID
+		a.cntlid = t.discoveryCNTLID()
 	}
 	t.associations[a] = true
 	t.cfg.Changed()
+}
+
+// discoveryCNTLID returns a free controller identifier of the discovery subsystem: hosts know it by a name of its own, and two of its
+// controllers by their identifiers. t.mu is held.
+func (t *Target) discoveryCNTLID() uint16 {
+	used := make(map[uint16]bool)
+	for a := range t.associations {
+		used[a.cntlid] = used[a.cntlid] || a.discovery != nil
+	}
+	for {
+		t.lastCNTLID = t.lastCNTLID%controller.MaxCNTLID + 1
+		if !used[t.lastCNTLID] {
+			return t.lastCNTLID
+		}
+	}
 }
 
 // find returns the association of an I/O queue, or nil.

@@ -137,7 +137,7 @@ func (q *queue) connectAdmin(c *command, r request) {
 		t: q.t, admin: q, since: time.Now(), hostNQN: r.hostNQN, subNQN: r.subNQN, hostID: r.hostID, kato: r.KATO,
 		queues: make(map[uint16]*queue), held: make([]int, len(q.t.cfg.Pollers)),
 	}
-	if r.subNQN == fabrics.DiscoveryNQN {
+	if q.t.discovers(r.subNQN) {
 		a.discovery = newDiscovery(a)
 	} else if !a.attach(c) {
 		return
@@ -175,7 +175,7 @@ func (a *association) attach(c *command) bool {
 func (q *queue) connectIO(c *command, r request) {
 	a := q.t.find(r.subNQN, r.cntlid)
 	switch {
-	case r.subNQN == fabrics.DiscoveryNQN:
+	case q.t.discovers(r.subNQN):
 		c.invalid(fabrics.OffsetQID, false)
 		return
 	case a == nil:

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,12 +28,13 @@ import (
 )
 
 const (
-	testNQN  = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
-	hostNQN  = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
-	otherNQN = "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555"
-	busyNQN  = "nqn.2020-01.com.example:busy"
-	memSize  = 64 << 20
-	patience = 20 * time.Second // of tests; nothing is measured by it
+	testNQN      = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
+	hostNQN      = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
+	otherNQN     = "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555"
+	discoveryNQN = "nqn.2014-08.org.nvmexpress:uuid:dddddddd-2222-3333-4444-555555555555"
+	busyNQN      = "nqn.2020-01.com.example:busy"
+	memSize      = 64 << 20
+	patience     = 20 * time.Second // of tests; nothing is measured by it
 )
 
 // fixture is a target with one listener and a subsystem: namespace 1 is memory, 2 is null, 3 holds on to its requests.
@@ -42,7 +44,8 @@ type fixture struct {
 	addr     netip.AddrPort
 	sub      *controller.Subsystem
 	holder   *holder
-	changes  atomic.Uint64
+	changes  atomic.Uint64 // of the discovery log, for whomever
+	more     atomic.Bool   // the log has one entry more
 }
 
 func start(t testing.TB, limits Limits) *fixture {
@@ -87,10 +90,15 @@ func start(t testing.TB, limits Limits) *fixture {
 			}
 			return f.sub, nil
 		},
-		Discovery: func(id int, host string) ([]fabrics.DiscoveryEntry, uint64) {
+		DiscoveryNQN: discoveryNQN,
+		Discovery: func(id int, host string, at netip.AddrPort) ([]fabrics.DiscoveryEntry, uint64) {
 			e := fabrics.DiscoveryEntry{TRTYPE: fabrics.TransportTCP, ADRFAM: fabrics.FamilyIPv4, SUBTYPE: fabrics.SubsystemNVM, CNTLID: fabrics.CNTLIDDynamic, PORTID: uint16(id)}
-			e.Set(testNQN, "127.0.0.1", "4420")
-			return []fabrics.DiscoveryEntry{e, e}, 7 + f.changes.Load()
+			e.Set(testNQN, at.Addr().String(), strconv.Itoa(int(at.Port())))
+			entries := []fabrics.DiscoveryEntry{e, e}
+			if f.more.Load() {
+				entries = append(entries, e)
+			}
+			return entries, 7 + f.changes.Load()
 		},
 	})
 	var err error

@@ -39,7 +39,7 @@ func (l *Listener) seldom(msg string, args ...any) {
 // Association is a host's use of a subsystem.
 type Association struct {
 	HostNQN      string
-	SubsystemNQN string // DiscoveryNQN: of a discovery controller
+	SubsystemNQN string // as the host has named it: for a discovery controller there are two names
 	CNTLID       uint16
 	Queues       int // I/O queues
 	Peer         netip.AddrPort

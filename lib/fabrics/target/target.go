@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,9 +80,11 @@ type Config struct {
 	// who waits for a poller, as the methods of Target and Listener do. Errors: ErrNoSubsystem, ErrHostNotAllowed; any other means that
 	// it is not ready.
 	Subsystem func(listener int, subNQN, hostNQN string) (*controller.Subsystem, error)
-	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. An entry without
-	// an address gets the one that the host has come to. It is called as Subsystem is.
-	Discovery func(listener int, hostNQN string) (entries []fabrics.DiscoveryEntry, generation uint64)
+	// Discovery returns the discovery log for a host that has come to the address at of a listener, and the generation counter, which
+	// rises whenever the log of any host changes. It is called as Subsystem is.
+	Discovery func(listener int, hostNQN string, at netip.AddrPort) (entries []fabrics.DiscoveryEntry, generation uint64)
+	// DiscoveryNQN is the name of the discovery subsystem that no other has. Hosts reach it by the well-known one, too.
+	DiscoveryNQN string
 	// Changed is told that an association has come or gone. It is called as Subsystem is; nil: nobody wants to know.
 	Changed func()
 	Limits  Limits
@@ -210,7 +213,12 @@ func (s *shard) sweep(patience time.Duration) {
 	}
 }
 
-// DiscoveryChanged tells hosts that wait for it that the discovery log has changed.
+// discovers reports whether nqn is a name of the discovery subsystem.
+func (t *Target) discovers(nqn string) bool {
+	return nqn == fabrics.DiscoveryNQN || nqn == t.cfg.DiscoveryNQN
+}
+
+// DiscoveryChanged tells hosts that wait for it that the discovery log has changed, those for which it has.
 func (t *Target) DiscoveryChanged() {
 	for _, a := range t.present() {
 		if a.discovery != nil {
