@@ -52,6 +52,7 @@ type association struct {
 	flushing  bool // at shutdown
 	ending    bool
 	gone      bool
+	follow    []func() // told when it has gone
 }
 
 var (
@@ -300,10 +301,15 @@ func (a *association) end(err error) {
 		a.closeQueues(errDisconnected)
 		a.admin.conn.Finish(errDisconnected)
 	} else {
-		a.closeQueues(errAssociationEnded)
-		a.admin.conn.Close(errAssociationEnded)
+		a.cut(errAssociationEnded)
 	}
 	a.settle()
+}
+
+// cut closes all connections.
+func (a *association) cut(err error) {
+	a.closeQueues(err)
+	a.admin.conn.Close(err)
 }
 
 // settle goes on with the end of the association, or of its controller, when its commands have ended.
@@ -346,5 +352,8 @@ func (a *association) leave() {
 	delete(a.t.associations, a)
 	a.t.mu.Unlock()
 	a.t.cfg.Changed()
+	for _, told := range a.follow {
+		told()
+	}
 	a.admin.l.live.Done()
 }

@@ -139,9 +139,26 @@ func (q *queue) connectAdmin(c *command, r request) {
 	}
 	if q.t.discovers(r.subNQN) {
 		a.discovery = newDiscovery(a)
-	} else if !a.attach(c) {
+		q.enter(c, a, r)
 		return
 	}
+	q.progress = joining
+	q.alone(r, func(ok bool) {
+		q.progress = initialized
+		switch {
+		case q.dead:
+			c.finish(nvme.StatusAbortedSQDeletion)
+		case !ok:
+			q.l.seldom("host has to wait for its own commands of before", "host", a.hostNQN, "subsystem", a.subNQN)
+			c.finish(fabrics.StatusControllerBusy)
+		case a.attach(c):
+			q.enter(c, a, r)
+		}
+	})
+}
+
+// enter makes the queue the admin queue of a new association.
+func (q *queue) enter(c *command, a *association, r request) {
 	q.t.enlist(a)
 	q.l.live.Add(1)
 	q.accept(c, a, r)

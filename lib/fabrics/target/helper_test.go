@@ -7,11 +7,14 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -149,13 +152,46 @@ func waitFor(t testing.TB, what string, f func() bool) {
 type holder struct {
 	count    atomic.Int32
 	stubborn atomic.Bool // requests end only some time after Cancel
+	stuck    atomic.Bool // requests do not end by Cancel
+
+	mu     sync.Mutex
+	queues map[*holderQueue]bool
+	landed []uint64 // offsets of the writes that have taken effect, in their order
 }
 
 func (h *holder) Info() *volume.Info {
 	return &volume.Info{Size: 1 << 20, Block: 512, WriteGranularity: 512, DiscardGranularity: 512, AtomicUnit: 512}
 }
-func (h *holder) Open(p *poller.Poller) (volume.Queue, error) { return &holderQueue{h: h, p: p}, nil }
-func (h *holder) Close() error                                { return nil }
+
+func (h *holder) Open(p *poller.Poller) (volume.Queue, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	q := &holderQueue{h: h, p: p}
+	if h.queues == nil {
+		h.queues = make(map[*holderQueue]bool)
+	}
+	h.queues[q] = true
+	return q, nil
+}
+
+func (h *holder) Close() error { return nil }
+
+// release ends all requests with success.
+func (h *holder) release(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	queues := slices.Collect(maps.Keys(h.queues))
+	h.mu.Unlock()
+	for _, q := range queues {
+		if err := q.p.Do(func() {
+			for len(q.held) > 0 {
+				q.end(q.held[0], nvme.StatusSuccess)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 type holderQueue struct {
 	h    *holder
@@ -174,27 +210,37 @@ func (q *holderQueue) Submit(r *volume.Request) {
 }
 
 func (q *holderQueue) Cancel(r *volume.Request) {
-	if !q.h.stubborn.Load() {
+	switch {
+	case q.h.stuck.Load():
+	case !q.h.stubborn.Load():
 		q.end(r, nvme.StatusAbortRequested)
-		return
+	default:
+		time.AfterFunc(2*abortPatience, func() {
+			_ = q.p.Post(func() { q.end(r, nvme.StatusSuccess) })
+		})
 	}
-	time.AfterFunc(2*abortPatience, func() {
-		_ = q.p.Post(func() { q.end(r, nvme.StatusSuccess) })
-	})
 }
 
 func (q *holderQueue) end(r *volume.Request, st nvme.Status) {
-	for i, x := range q.held {
-		if x == r {
-			q.held = append(q.held[:i], q.held[i+1:]...)
-			q.h.count.Add(-1)
-			r.Complete(st)
-			return
-		}
+	i := slices.Index(q.held, r)
+	if i < 0 {
+		return
 	}
+	q.held = slices.Delete(q.held, i, i+1)
+	q.h.count.Add(-1)
+	if r.Op == volume.Write && st == nvme.StatusSuccess {
+		q.h.mu.Lock()
+		q.h.landed = append(q.h.landed, r.Offset)
+		q.h.mu.Unlock()
+	}
+	r.Complete(st)
 }
 
-func (q *holderQueue) Close() {}
+func (q *holderQueue) Close() {
+	q.h.mu.Lock()
+	defer q.h.mu.Unlock()
+	delete(q.h.queues, q)
+}
 
 // admin connects an admin queue to the test's subsystem.
 func (f *fixture) admin(t testing.TB, o fabricstest.Options, kato uint32) *fabricstest.Queue {

@@ -269,7 +269,7 @@ func (q *queue) Data(intact bool) fabrics.Violation {
 }
 
 // Waiting implements tcp.Handler.
-func (q *queue) Waiting() bool { return q.progress != live || q.asked > 0 }
+func (q *queue) Waiting() bool { return q.progress < joining || q.asked > 0 }
 
 // execute runs a command that has arrived.
 func (q *queue) execute(c *command) {

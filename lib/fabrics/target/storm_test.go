@@ -50,7 +50,7 @@ func (f *fixture) whole(t *testing.T) bool {
 
 // visit is one association of a host, whose blocks on the shared volume are its own.
 func (f *fixture) visit(t *testing.T, r *rand.Rand, host int) {
-	o := fabricstest.Options{HeaderDigest: r.IntN(2) == 0, DataDigest: r.IntN(2) == 0, HPDA: uint8(r.IntN(32)), InCapsule: 512 << r.IntN(5)}
+	o := fabricstest.Options{Host: byte(host), HeaderDigest: r.IntN(2) == 0, DataDigest: r.IntN(2) == 0, HPDA: uint8(r.IntN(32)), InCapsule: 512 << r.IntN(5)}
 	admin := f.enabled(t, o)
 	defer admin.Conn.Close()
 	var event fabricstest.Request

@@ -324,5 +324,14 @@ func (c *Conn) Run() {
 	c.h.Closed(c.err)
 }
 
+// Left reports whether the peer has ended the connection, also where what it has sent before is still to be read.
+func (c *Conn) Left() bool {
+	if c.closed {
+		return true
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}, 0)
+	return err == nil && n > 0
+}
+
 // Ended reports whether the connection is closed, or about to be.
 func (c *Conn) Ended() bool { return c.closed || c.shut }
