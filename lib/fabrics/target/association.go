@@ -44,7 +44,7 @@ type association struct {
 	discovery *discovery // or that
 	queues    map[uint16]*queue
 	count     atomic.Int32 // of queues, for anybody
-	held      []int        // bytes of the pool by shard; each for its poller
+	accounts  []account    // by shard; each for its poller
 
 	cc        nvme.CC
 	csts      nvme.CSTS
@@ -82,6 +82,24 @@ func (t *Target) enlist(a *association) {
 	}
 	t.associations[a] = true
 	t.cfg.Changed()
+}
+
+// reserve counts an association with a subsystem, if there may be one more.
+func (t *Target) reserve() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.seats >= t.limits.Associations {
+		return false
+	}
+	t.seats++
+	return true
+}
+
+// release counts one less.
+func (t *Target) release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seats--
 }
 
 // discoveryCNTLID returns a free controller identifier of the discovery subsystem: hosts know it by a name of its own, and two of its
@@ -178,7 +196,7 @@ func (a *association) configure(cc nvme.CC) {
 // enable makes the controller ready.
 func (a *association) enable() {
 	if reason := checkEnable(a.cc, a.discovery != nil); reason != "" {
-		a.t.cfg.Log.Warn("controller cannot be enabled", "host", a.hostNQN, "reason", reason)
+		a.admin.l.seldom("controller cannot be enabled", "host", a.hostNQN, "reason", reason)
 		a.csts = a.csts.WithCFS(true)
 		return
 	}
@@ -233,7 +251,7 @@ func (a *association) shutdown() {
 	}
 	w, err := a.ctrl.Worker(a.admin.on.p)
 	if err != nil {
-		a.t.cfg.Log.Error("flush at shutdown failed", "host", a.hostNQN, "err", err)
+		a.admin.l.seldom("flush at shutdown failed", "host", a.hostNQN, "err", err)
 		complete()
 		return
 	}
@@ -291,7 +309,7 @@ func (a *association) end(err error) {
 	}
 	a.ending = true
 	if err == errKeepAlive {
-		a.t.cfg.Log.Warn("host has not kept its association alive", "host", a.hostNQN, "subsystem", a.subNQN)
+		a.admin.l.seldom("host has not kept its association alive", "host", a.hostNQN, "subsystem", a.subNQN)
 	}
 	a.csts = 0
 	if a.discovery != nil {
@@ -332,7 +350,7 @@ func (a *association) settle() {
 	a.ctrl.Close()
 	a.resetting, a.csts = false, 0
 	if err := a.newController(int(a.cntlid)); err != nil {
-		a.t.cfg.Log.Error("controller cannot be reset", "host", a.hostNQN, "subsystem", a.subNQN, "err", err)
+		a.admin.l.seldom("controller cannot be reset", "host", a.hostNQN, "subsystem", a.subNQN, "err", err)
 		a.csts = a.csts.WithCFS(true)
 		a.end(errAssociationEnded)
 		return
@@ -348,9 +366,15 @@ func (a *association) leave() {
 	if a.ctrl != nil {
 		a.ctrl.Close()
 	}
+	for i := range a.accounts {
+		a.accounts[i].close() // nothing of it is used any more
+	}
 	a.t.mu.Lock()
 	delete(a.t.associations, a)
 	a.t.mu.Unlock()
+	if a.discovery == nil {
+		a.t.release()
+	}
 	a.t.cfg.Changed()
 	for _, told := range a.follow {
 		told()

@@ -29,12 +29,15 @@ func (q *queue) alone(r request, then func(ok bool)) {
 		return
 	}
 	left, over := len(others), false
+	var limit *time.Timer
 	answer := func(ok bool) {
 		if !over {
 			over = true
+			limit.Stop()
 			then(ok)
 		}
 	}
+	limit = time.AfterFunc(min(fencePatience, q.t.limits.Patience), func() { _ = q.on.p.Post(func() { answer(false) }) })
 	gone := func() {
 		_ = q.on.p.Post(func() {
 			if left--; left == 0 {
@@ -47,7 +50,6 @@ func (q *queue) alone(r request, then func(ok bool)) {
 			gone() // with its poller
 		}
 	}
-	time.AfterFunc(min(fencePatience, q.t.limits.Patience), func() { _ = q.on.p.Post(func() { answer(false) }) })
 }
 
 // whenGone calls told when nothing of the association is in execution any more, or at once if its host has not left it.

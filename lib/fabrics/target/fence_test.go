@@ -75,7 +75,7 @@ func TestFence(t *testing.T) {
 
 // TestFenceLimit: a host whose write does not end gets Controller Busy after a while, and one that does not wait leaves nothing behind.
 func TestFenceLimit(t *testing.T) {
-	f := start(t, Limits{Patience: 300 * time.Millisecond})
+	f := start(t, Limits{Patience: 2 * time.Second})
 	f.holder.stuck.Store(true)
 	admin := f.enabled(t, fabricstest.Options{})
 	q := f.io(t, admin, fabricstest.Options{}, 1, 0)

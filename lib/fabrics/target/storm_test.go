@@ -40,7 +40,7 @@ func (f *fixture) whole(t *testing.T) bool {
 	ok := true
 	for _, s := range f.target.shards {
 		if err := s.p.Do(func() {
-			ok = ok && len(s.pool.large)*largeBuffer+len(s.pool.small)*smallBuffer == len(s.pool.memory) && len(s.pool.waiting) == 0 && len(s.queues) == 0
+			ok = ok && len(s.pool.large)*largeBuffer+len(s.pool.small)*smallBuffer == len(s.pool.memory) && len(s.pool.turns) == 0 && len(s.queues) == 0
 		}); err != nil {
 			t.Error(err)
 		}

@@ -40,39 +40,6 @@ var (
 	ErrHostNotAllowed = errors.New("host is not allowed to connect")
 )
 
-// Limits bound what hosts can take. A field of 0 has its default.
-type Limits struct {
-	Connections  int           // of the target; 1024
-	Queues       int           // I/O queues of an association; 64
-	QueueEntries int           // of a queue, 32 to 1024; 128
-	InCapsule    int           // bytes of data in a capsule of an I/O queue, 512 to 65536, for each of its entries; 8192
-	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
-	Share        int           // bytes of them that one association holds, at least 1 MiB; 8 MiB
-	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
-}
-
-// withDefaults returns the limits with what was left out.
-func (l Limits) withDefaults() Limits {
-	set := func(p *int, initial, least int) {
-		if *p == 0 {
-			*p = initial
-		}
-		*p = max(*p, least)
-	}
-	set(&l.Connections, 1024, 1)
-	set(&l.Queues, 64, 1)
-	set(&l.QueueEntries, 128, fabrics.MinAdminQueue)
-	l.QueueEntries = min(l.QueueEntries, 1024)
-	set(&l.InCapsule, 8192, 512)
-	l.InCapsule = min(l.InCapsule, 64<<10) &^ 15
-	set(&l.Memory, 64<<20, 4<<20)
-	set(&l.Share, 8<<20, 1<<20)
-	if l.Patience == 0 {
-		l.Patience = 30 * time.Second
-	}
-	return l
-}
-
 // Config of a target.
 type Config struct {
 	Pollers []*poller.Poller // connections are spread over them
@@ -95,6 +62,7 @@ type Config struct {
 type Target struct {
 	cfg    Config
 	limits Limits
+	room   chan struct{} // told when a connection has gone
 
 	mu           sync.Mutex
 	shards       []*shard
@@ -102,7 +70,9 @@ type Target struct {
 	listeners    map[*Listener]bool
 	associations map[*association]bool
 	connections  int
-	lastCNTLID   uint16 // of a discovery controller
+	seats        int      // associations with subsystems, and those that are being made
+	guests       []*queue // connections that belong to no host that was let in, in the order in which they have to make room
+	lastCNTLID   uint16   // of a discovery controller
 	closed       bool
 	numbers      atomic.Uint64
 	sweeper      context.CancelFunc
@@ -115,6 +85,8 @@ type shard struct {
 	p     *poller.Poller
 	set   *tcp.Set
 	pool  *pool
+	// strangers is what connections hold that belong to no host that was let in: before Connect, and of discovery controllers.
+	strangers account
 	// queues are those on this poller.
 	queues map[*queue]bool
 }
@@ -125,7 +97,7 @@ func New(cfg Config) *Target {
 		cfg.Changed = func() {}
 	}
 	return &Target{
-		cfg: cfg, limits: cfg.Limits.withDefaults(),
+		cfg: cfg, limits: cfg.Limits.withDefaults(), room: make(chan struct{}, 1),
 		listeners: make(map[*Listener]bool), associations: make(map[*association]bool),
 	}
 }
@@ -156,7 +128,7 @@ func (t *Target) start() error {
 }
 
 func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
-	s := &shard{index: index, p: p, queues: make(map[*queue]bool)}
+	s := &shard{index: index, p: p, queues: make(map[*queue]bool), strangers: account{stranger: true}}
 	var err error
 	if s.pool, err = newPool(p, limits.Memory, limits.Share); err != nil {
 		return nil, err
@@ -207,6 +179,9 @@ func (t *Target) sweep(ctx context.Context, shards []*shard) {
 func (s *shard) sweep(patience time.Duration) {
 	s.set.Sweep(patience)
 	for q := range s.queues {
+		if q.progress < joining && s.p.Now()-q.since > patience {
+			q.conn.Close(tcp.ErrStalled) // however it drips
+		}
 		if q.id == 0 && q.a != nil && q.a.discovery != nil {
 			q.a.discovery.expire()
 		}

@@ -181,7 +181,7 @@ func TestNoLeak(t *testing.T) {
 
 // TestCapsuleSize: what an I/O queue takes in a capsule is a limit of the target; an admin queue takes 8 KiB.
 func TestCapsuleSize(t *testing.T) {
-	f := start(t, Limits{InCapsule: 1030})
+	f := start(t, Limits{InCapsule: 1024})
 	admin := f.enabled(t, fabricstest.Options{})
 	var id nvme.IdentifyController
 	r := fabricstest.Request{From: nvme.Bytes(&id)}

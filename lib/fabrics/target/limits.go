@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package target
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/leapio/leapio/lib/dma"
+	"github.com/leapio/leapio/lib/fabrics"
+)
+
+// Limits bound what hosts can take, in memory at most
+//
+//	Connections * (20 KiB + QueueEntries * (max(InCapsule, 8 KiB) + 2 KiB))
+//	+ pollers * (Memory + Associations * 1 MiB)
+//
+// of which the second summand's last part is memory that each association has of its own, so that it goes on whatever others hold, and that
+// is taken when it is needed for the first time. All of it is taken as it is used. Zero values mean those of DefaultLimits.
+type Limits struct {
+	Connections  int           // of the target, 1 to MaxConnections
+	Associations int           // with subsystems, 1 to Connections; discovery controllers are bounded by the connections
+	Queues       int           // I/O queues of an association, 1 to MaxQueues
+	QueueEntries int           // of an I/O queue, MinAdminQueue to MaxQueueEntries; an admin queue has at most MinAdminQueue
+	InCapsule    int           // bytes of data in a capsule of an I/O queue, MinInCapsule to MaxInCapsule, a multiple of 16
+	Memory       int           // bytes of data buffers of a poller, MinMemory to MaxMemory
+	Share        int           // bytes of them that one association may hold, MinShare to Memory
+	Patience     time.Duration // how long a peer may take that has to go on: to Connect, with a PDU, with the data it is asked for
+}
+
+// The ranges of Limits.
+const (
+	MaxConnections  = 65536
+	MaxQueues       = 1024
+	MaxQueueEntries = 1024
+	MinInCapsule    = 512
+	MaxInCapsule    = 64 << 10
+	MinMemory       = 4 << 20
+	MaxMemory       = 64 << 30
+	MinShare        = dma.MaxTransfer
+	MinPatience     = time.Second
+	MaxPatience     = time.Hour
+)
+
+// DefaultLimits are enough for a hundred hosts of some processors each.
+func DefaultLimits() Limits {
+	return Limits{
+		Connections: 1024, Associations: 256, Queues: 64, QueueEntries: 128, InCapsule: 8 << 10,
+		Memory: 64 << 20, Share: 8 << 20, Patience: 30 * time.Second,
+	}
+}
+
+// Check tells whether the limits are within their ranges and go together. Its errors name the field.
+func (l Limits) Check() error {
+	l = l.withDefaults()
+	for _, r := range []struct {
+		name           string
+		n, least, most int
+	}{
+		{"connections", l.Connections, 1, MaxConnections},
+		{"associations", l.Associations, 1, l.Connections},
+		{"queues", l.Queues, 1, MaxQueues},
+		{"queue entries", l.QueueEntries, fabrics.MinAdminQueue, MaxQueueEntries},
+		{"in-capsule bytes", l.InCapsule, MinInCapsule, MaxInCapsule},
+		{"buffer bytes", l.Memory, MinMemory, MaxMemory},
+		{"shared bytes", l.Share, MinShare, l.Memory},
+		{"patience in milliseconds", int(l.Patience.Milliseconds()), int(MinPatience.Milliseconds()), int(MaxPatience.Milliseconds())},
+	} {
+		if r.n < r.least || r.n > r.most {
+			return fmt.Errorf("%d %s: not between %d and %d", r.n, r.name, r.least, r.most)
+		}
+	}
+	if l.InCapsule%16 != 0 {
+		return fmt.Errorf("%d in-capsule bytes: not a multiple of 16", l.InCapsule)
+	}
+	return nil
+}
+
+func (l Limits) withDefaults() Limits {
+	initial := DefaultLimits()
+	for _, f := range []struct{ n, initial *int }{
+		{&l.Connections, &initial.Connections}, {&l.Associations, &initial.Associations}, {&l.Queues, &initial.Queues},
+		{&l.QueueEntries, &initial.QueueEntries}, {&l.InCapsule, &initial.InCapsule}, {&l.Memory, &initial.Memory}, {&l.Share, &initial.Share},
+	} {
+		if *f.n == 0 {
+			*f.n = *f.initial
+		}
+	}
+	if l.Patience == 0 {
+		l.Patience = initial.Patience
+	}
+	return l
+}
+
+// entries returns how many entries queue qid may have.
+func (l *Limits) entries(qid uint16) int {
+	if qid == 0 {
+		return fabrics.MinAdminQueue
+	}
+	return l.QueueEntries
+}
