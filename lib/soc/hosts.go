@@ -25,7 +25,7 @@ import (
 func (r *Runtime) newTarget() *target.Target {
 	return target.New(target.Config{
 		Pollers: r.pollers, Subsystem: r.subsystemFor, Discovery: r.discoveryFor, DiscoveryNQN: r.discovery.NQN(),
-		Changed: r.hostsChanged, Log: r.log,
+		Changed: r.hostsChanged, Limits: r.cfg.Limits, Log: r.log,
 	})
 }
 

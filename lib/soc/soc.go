@@ -49,7 +49,9 @@ type Config struct {
 	// CPUs has one poller pinned to each; empty: one poller that is not pinned.
 	CPUs []int
 	Poll poller.Mode
-	Log  *slog.Logger
+	// Limits bound what hosts take; fields of 0 have their defaults.
+	Limits target.Limits
+	Log    *slog.Logger
 }
 
 // Runtime is a running leap-soc.

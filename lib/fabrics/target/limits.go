@@ -20,13 +20,13 @@ import (
 // is taken when it is needed for the first time. All of it is taken as it is used. Zero values mean those of DefaultLimits.
 type Limits struct {
 	Connections  int           // of the target, 1 to MaxConnections
-	Associations int           // with subsystems, 1 to Connections; discovery controllers are bounded by the connections
+	Associations int           // with subsystems, 1 to MaxConnections; discovery controllers are bounded by the connections
 	Queues       int           // I/O queues of an association, 1 to MaxQueues
 	QueueEntries int           // of an I/O queue, MinAdminQueue to MaxQueueEntries; an admin queue has at most MinAdminQueue
 	InCapsule    int           // bytes of data in a capsule of an I/O queue, MinInCapsule to MaxInCapsule, a multiple of 16
 	Memory       int           // bytes of data buffers of a poller, MinMemory to MaxMemory
-	Share        int           // bytes of them that one association may hold, MinShare to Memory
-	Patience     time.Duration // how long a peer may take that has to go on: to Connect, with a PDU, with the data it is asked for
+	Share        int           // bytes of them that one association may hold, MinShare to MaxMemory
+	Patience     time.Duration // how long a peer may take that has to go on, MinPatience to MaxPatience: to Connect, with a PDU, with data it is asked for
 }
 
 // The ranges of Limits.
@@ -51,20 +51,19 @@ func DefaultLimits() Limits {
 	}
 }
 
-// Check tells whether the limits are within their ranges and go together. Its errors name the field.
+// Check tells whether limits that are all given are within their ranges.
 func (l Limits) Check() error {
-	l = l.withDefaults()
 	for _, r := range []struct {
 		name           string
 		n, least, most int
 	}{
 		{"connections", l.Connections, 1, MaxConnections},
-		{"associations", l.Associations, 1, l.Connections},
+		{"associations", l.Associations, 1, MaxConnections},
 		{"queues", l.Queues, 1, MaxQueues},
 		{"queue entries", l.QueueEntries, fabrics.MinAdminQueue, MaxQueueEntries},
-		{"in-capsule bytes", l.InCapsule, MinInCapsule, MaxInCapsule},
-		{"buffer bytes", l.Memory, MinMemory, MaxMemory},
-		{"shared bytes", l.Share, MinShare, l.Memory},
+		{"bytes in a capsule", l.InCapsule, MinInCapsule, MaxInCapsule},
+		{"bytes of buffers", l.Memory, MinMemory, MaxMemory},
+		{"bytes of buffers for an association", l.Share, MinShare, MaxMemory},
 		{"patience in milliseconds", int(l.Patience.Milliseconds()), int(MinPatience.Milliseconds()), int(MaxPatience.Milliseconds())},
 	} {
 		if r.n < r.least || r.n > r.most {
@@ -72,7 +71,7 @@ func (l Limits) Check() error {
 		}
 	}
 	if l.InCapsule%16 != 0 {
-		return fmt.Errorf("%d in-capsule bytes: not a multiple of 16", l.InCapsule)
+		return fmt.Errorf("%d bytes in a capsule: not a multiple of 16", l.InCapsule)
 	}
 	return nil
 }
