@@ -4,8 +4,8 @@
 package target
 
 import (
+	"bytes"
 	"context"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -47,8 +47,17 @@ type fixture struct {
 	addr     netip.AddrPort
 	sub      *controller.Subsystem
 	holder   *holder
+	log      lines
 	changes  atomic.Uint64 // of the discovery log, for whomever
 	more     atomic.Bool   // the log has one entry more
+}
+
+// lines counts lines of a log.
+type lines struct{ n atomic.Int64 }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.n.Add(int64(bytes.Count(p, []byte{'\n'})))
+	return len(p), nil
 }
 
 func start(t testing.TB, limits Limits) *fixture {
@@ -81,7 +90,7 @@ func start(t testing.TB, limits Limits) *fixture {
 		t.Fatal(err)
 	}
 	f.target = New(Config{
-		Pollers: pollers, Limits: limits, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Pollers: pollers, Limits: limits, Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 		Subsystem: func(_ int, subNQN, host string) (*controller.Subsystem, error) {
 			switch {
 			case subNQN == busyNQN:
