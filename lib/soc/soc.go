@@ -274,6 +274,9 @@ func (r *Runtime) info() api.RuntimeInfo {
 			queues[q.Poller]++
 		}
 	}
+	for _, q := range r.target.Queues() {
+		queues[q.Poller]++
+	}
 	for i, p := range r.pollers {
 		info.Pollers = append(info.Pollers, api.PollerInfo{ID: i, CPU: p.CPU(), Queues: queues[p.Name()]})
 	}

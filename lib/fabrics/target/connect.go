@@ -10,6 +10,7 @@ import (
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 var errDisconnect = errors.New("disconnected by the host")
@@ -249,7 +250,7 @@ func (q *queue) joined(c *command, a *association, ctrl *controller.Controller, 
 func (q *queue) accept(c *command, a *association, r request) {
 	q.a, q.id, q.owner = a, r.QID, a.id
 	if a.discovery == nil {
-		q.account = &a.accounts[q.on.index]
+		q.account, q.stats = &a.accounts[q.on.index], stats.NewSet()
 		q.conn.Widen()
 	}
 	q.noFlow = r.CATTR&fabrics.CATTRNoFlowControl != 0

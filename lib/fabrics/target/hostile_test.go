@@ -195,7 +195,7 @@ func TestHostile(t *testing.T) {
 		return // which has memory of its own
 	}
 	l := &f.target.limits
-	bound := l.Connections*(20<<10+l.QueueEntries*(max(l.InCapsule, adminCapsule)+2<<10)) + len(f.target.shards)*(l.Memory+l.Associations*dma.MaxTransfer)
+	bound := l.Connections*(64<<10+l.QueueEntries*(max(l.InCapsule, adminCapsule)+2<<10)) + len(f.target.shards)*(l.Memory+l.Associations*dma.MaxTransfer)
 	if most > memory+bound {
 		t.Errorf("%d MiB were resident, %d before: more than %d MiB for hosts", most>>20, memory>>20, bound>>20)
 	}

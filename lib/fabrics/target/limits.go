@@ -13,7 +13,7 @@ import (
 
 // Limits bound what hosts can take, in memory at most
 //
-//	Connections * (20 KiB + QueueEntries * (max(InCapsule, 8 KiB) + 2 KiB))
+//	Connections * (64 KiB + QueueEntries * (max(InCapsule, 8 KiB) + 2 KiB))
 //	+ pollers * (Memory + Associations * 1 MiB)
 //
 // of which the second summand's last part is memory that each association has of its own, so that it goes on whatever others hold, and that

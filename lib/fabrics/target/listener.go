@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // Listener is an address that hosts connect to.
@@ -208,6 +209,36 @@ func (l *Listener) Associations() []Association {
 		return cmp.Or(cmp.Compare(x.SubsystemNQN, y.SubsystemNQN), cmp.Compare(x.CNTLID, y.CNTLID))
 	})
 	return list
+}
+
+// Queue is a queue of a host that is connected to a subsystem, at a moment.
+type Queue struct {
+	SubsystemNQN string
+	CNTLID       uint16
+	QID          uint16 // 0 is the admin queue
+	Outstanding  int    // commands that have come and are not answered
+	Poller       string // that serves it
+	Stats        *stats.Set
+}
+
+// Queues returns the queues of hosts, those of discovery controllers left out, in no particular order. It asks the pollers and must not be
+// called on one.
+func (t *Target) Queues() []Queue {
+	t.mu.Lock()
+	shards := t.shards
+	t.mu.Unlock()
+	var all []Queue
+	for _, s := range shards {
+		// A poller that has stopped has none.
+		_ = s.p.Do(func() {
+			for q := range s.queues {
+				if q.stats != nil {
+					all = append(all, Queue{SubsystemNQN: q.a.subNQN, CNTLID: q.a.cntlid, QID: q.id, Outstanding: q.running, Poller: s.p.Name(), Stats: q.stats})
+				}
+			}
+		})
+	}
+	return all
 }
 
 var errListenerClosed = errors.New("the listener was closed")

@@ -18,6 +18,7 @@ import (
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/tcp"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // adminCapsule is the data that a capsule on an admin queue, or before Connect, may always have (NVMe/TCP Transport Specification,
@@ -67,6 +68,7 @@ type queue struct {
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
 	account   *account      // of buffers: that of the association, or of strangers
+	stats     *stats.Set    // nil before Connect
 	since     time.Duration // when it began, as poller.Now
 	unwanted  bool          // it has to make room
 	known     bool          // Connect has succeeded; with Target.mu
@@ -124,6 +126,7 @@ func (q *queue) take() *command {
 	}
 	q.running++
 	c.stage, c.icd, c.n, c.damaged, c.muted = arriving, 0, 0, false, false
+	c.Stats = q.stats
 	c.dir = controller.FromHost
 	return c
 }

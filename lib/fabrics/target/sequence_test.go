@@ -291,7 +291,7 @@ func FuzzSequence(f *testing.F) {
 			return
 		}
 		s := &sequence{f: x, t: t, o: fabricstest.Options{
-			HeaderDigest: p[0]&1 != 0, DataDigest: p[0]&2 != 0, Chunk: 4096 << (p[0] >> 2 & 7), HPDA: p[0] >> 5,
+			HeaderDigest: p[0]&1 != 0, DataDigest: p[0]&2 != 0, Chunk: min(4096<<(p[0]>>2&7), maxH2CData), HPDA: p[0] >> 5,
 		}}
 		defer s.cut()
 		// What the blocks have is known.
