@@ -76,7 +76,7 @@ func TestFloor(t *testing.T) {
 			}
 		}
 	}
-	waitFor(t, "the buffers to be taken", func() bool { return f.dry(t) })
+	fabricstest.WaitFor(t, "the buffers to be taken", func() bool { return f.dry(t) })
 	for round := range 3 {
 		for i, q := range queues {
 			for _, n := range []int{dma.MaxTransfer, 512, 128 << 10, 8192, 65536} {
@@ -148,7 +148,7 @@ func TestRoom(t *testing.T) {
 		f.verify(t, q, i<<20, 4096, false)
 	}
 	queues[0].Conn.Close()
-	waitFor(t, "its end", func() bool { return f.listener.Associations()[0].Queues == 6 })
+	fabricstest.WaitFor(t, "its end", func() bool { return f.listener.Associations()[0].Queues == 6 })
 	f.discover(t, 0)
 }
 
@@ -169,7 +169,7 @@ func TestAssociationLimit(t *testing.T) {
 		t.Errorf("one too many: %s", fabrics.StatusText(st))
 	}
 	second.Conn.Close()
-	waitFor(t, "the end of one", func() bool { return connect() == 0 })
+	fabricstest.WaitFor(t, "the end of one", func() bool { return connect() == 0 })
 }
 
 // TestDrip: who sends a byte now and then does not go on, wherever it is.

@@ -18,7 +18,7 @@ func (f *fixture) heldWrite(t *testing.T, q *fabricstest.Queue, off int) {
 	t.Helper()
 	before := f.holder.count.Load()
 	q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 3, off, 512), To: make([]byte, 512)})
-	waitFor(t, "the write", func() bool { return f.holder.count.Load() == before+1 })
+	fabricstest.WaitFor(t, "the write", func() bool { return f.holder.count.Load() == before+1 })
 }
 
 // connecting sends Connect of an admin queue, whose answer is yet to come.

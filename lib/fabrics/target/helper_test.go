@@ -10,7 +10,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -63,7 +62,7 @@ func (l *lines) Write(p []byte) (int, error) {
 func start(t testing.TB, limits Limits) *fixture {
 	t.Helper()
 	f := &fixture{sub: controller.NewSubsystem(testNQN, "0123456789abcdef0123"), holder: new(holder)}
-	before := descriptors(t)
+	before := fabricstest.Descriptors(t)
 	goroutines := runtime.NumGoroutine()
 	var pollers []*poller.Poller
 	for _, name := range []string{"0", "1"} {
@@ -131,30 +130,11 @@ func start(t testing.TB, limits Limits) *fixture {
 		if _, fuzzing := t.(*testing.F); fuzzing {
 			return // which has goroutines and descriptors of its own
 		}
-		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 		// The environment of the volumes keeps one for mem.
-		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= before+1 })
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+1 })
 	})
 	return f
-}
-
-// descriptors counts the open descriptors of this process, the Go runtime's own included.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
-func waitFor(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waiting for %s: in vain", what)
-		}
-	}
 }
 
 // holder is a volume whose reads and writes do not end before they are cancelled or released.

@@ -31,7 +31,7 @@ type census struct {
 
 func (f *fixture) census(t *testing.T) census {
 	t.Helper()
-	c := census{descriptors: descriptors(t), goroutines: runtime.NumGoroutine()}
+	c := census{descriptors: fabricstest.Descriptors(t), goroutines: runtime.NumGoroutine()}
 	c.controllers, _ = f.sub.Controllers()
 	f.target.mu.Lock()
 	c.associations, c.connections, c.seats, c.guests = len(f.target.associations), f.target.connections, f.target.seats, len(f.target.guests)
@@ -174,7 +174,7 @@ func TestHostile(t *testing.T) {
 		t.Error("nobody was let in")
 	}
 	var after census
-	waitFor(t, fmt.Sprintf("all to be as before, %+v", before), func() bool {
+	fabricstest.WaitFor(t, fmt.Sprintf("all to be as before, %+v", before), func() bool {
 		after = f.census(t)
 		return after.descriptors <= before.descriptors && after.goroutines <= before.goroutines &&
 			after.associations == before.associations && after.connections == before.connections && after.controllers == before.controllers &&

@@ -304,7 +304,7 @@ func FuzzSequence(f *testing.F) {
 			t.Fatal(st)
 		}
 		p = p[1:]
-		for range 64 {
+		for range 20 {
 			if len(p) == 0 {
 				break
 			}

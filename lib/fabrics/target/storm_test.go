@@ -28,8 +28,8 @@ func TestStorm(t *testing.T) {
 			})
 		}
 	})
-	waitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
-	waitFor(t, "the pool to be whole", func() bool { return f.whole(t) })
+	fabricstest.WaitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
+	fabricstest.WaitFor(t, "the pool to be whole", func() bool { return f.whole(t) })
 	if n := f.holder.count.Load(); n != 0 {
 		t.Errorf("%d requests are held", n)
 	}
