@@ -229,12 +229,11 @@ const MaxCNTLID = 0xffef
 
 // cmic returns the Controller Multi-Path I/O and Namespace Sharing
 // Capabilities (NVMe Base 5.1.13.2.1): several controllers are announced where
-// a namespace may be shared between them.
+// every namespace may be shared between them, since otherwise there is one.
 func (s *Subsystem) cmic() uint8 {
-	for _, ns := range s.Namespaces() {
-		if ns.Shared {
-			return nvme.CMICMultiPort | nvme.CMICMultiController
-		}
+	all := s.Namespaces()
+	if len(all) == 0 || slices.ContainsFunc(all, func(ns *Namespace) bool { return !ns.Shared }) {
+		return 0
 	}
-	return 0
+	return nvme.CMICMultiPort | nvme.CMICMultiController
 }

@@ -11,13 +11,12 @@ import (
 	"github.com/leapio/leapio/lib/fabrics"
 )
 
-// Limits bound what hosts can take, in memory at most
+// Limits bound what hosts can take. Memory is taken as it is used, at most
 //
 //	Connections * (64 KiB + QueueEntries * (max(InCapsule, 8 KiB) + 2 KiB))
 //	+ pollers * (Memory + Associations * 1 MiB)
 //
-// of which the second summand's last part is memory that each association has of its own, so that it goes on whatever others hold, and that
-// is taken when it is needed for the first time. All of it is taken as it is used. Zero values mean those of DefaultLimits.
+// of which the last term is a floor for each association, so that it goes on whatever others hold. A field of 0 has its default.
 type Limits struct {
 	Connections  int           // of the target, 1 to MaxConnections
 	Associations int           // with subsystems, 1 to MaxConnections; discovery controllers are bounded by the connections

@@ -11,8 +11,10 @@
 //
 //  1. The capsule arrives (queue.Header): a record is taken, as many as the queue has entries. Data in the capsule goes to memory that
 //     the record has of its own, so that a connection never has to wait for memory.
-//  2. The controller decodes the command and asks for its data (command.Data). Other data goes through buffers of the poller's pool. If
-//     there are none the command waits in line, and only then its R2T is sent: a host sends no more than there is room for.
+//  2. The controller decodes the command and asks for its data (command.Data). Other data that is small goes through the record's memory,
+//     too, larger data through buffers of the poller's pool. If there are none the command waits for its association's turn, and only
+//     then its R2T is sent: a host sends no more than there is room for. One R2T asks for all data of a command, which suits hosts with
+//     any MAXR2T: since the buffers are there, to ask in parts would only cost round trips.
 //  3. H2CData is read from the socket into the buffers; the volume reads and writes there, too.
 //  4. The result (command.Complete) is queued on the connection, data and response, and written at the end of the turn. When the kernel
 //     has taken it, buffers and record are free.
