@@ -6,6 +6,7 @@ package soc_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -191,4 +192,35 @@ func TestHostStat(t *testing.T) {
 	r.eventually("the queue goes", func() bool {
 		return len(call[api.Stat](r, r.client(), "GET", "/v1/stat/queue", nil).Things) == 0
 	})
+}
+
+// TestHostIPv6: a host comes by IPv6, and is told addresses of that family.
+func TestHostIPv6(t *testing.T) {
+	if l, err := net.Listen("tcp6", "[::1]:0"); err != nil {
+		t.Skipf("not run: %v", err)
+	} else {
+		l.Close()
+	}
+	r := newRig(t)
+	r.volume("d1", "mem", "size", "16M")
+	l := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{
+		URL: "tcp://[::]:0", Targets: []string{"d1"}, Allow: []string{hostOne},
+	})
+	find := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{URL: "tcp://[::1]:0", Targets: []string{fabrics.DiscoveryNQN}})
+	a, err := r.connect(find, fabrics.DiscoveryNQN, hostOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entries, err := a.DiscoveryLog(t.Context())
+	if err != nil || len(entries) != 2 {
+		t.Fatalf("%d records, %v", len(entries), err)
+	}
+	at := &entries[0]
+	if at.ADRFAM != fabrics.FamilyIPv6 || at.Address() != "::1" || !strings.HasSuffix(l.URL, ":"+at.Service()) {
+		t.Errorf("%v %s %s, want that of %s", at.ADRFAM, at.Address(), at.Service(), l.URL)
+	}
+	l.URL = "tcp://[" + at.Address() + "]:" + at.Service()
+	if _, err := r.connect(l, at.Subsystem(), hostOne); err != nil {
+		t.Error(err)
+	}
 }

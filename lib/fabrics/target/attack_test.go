@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -24,7 +23,7 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 )
 
-// attackEnv has the address of the target to attack, and how hard, 1 and up.
+// attackEnv has the address of the target to attack, how hard, 1 and up, and which attack it is to be, or all.
 const attackEnv = "LEAP_TEST_ATTACK"
 
 func TestMain(m *testing.M) {
@@ -34,6 +33,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// manyConnections is how many are many.
+const manyConnections = 10000
 
 // attacker is one kind of hostility.
 type attacker struct {
@@ -64,18 +66,18 @@ var attacks = []struct {
 	{"storm", (*attacker).storm},
 }
 
-// attackAll runs all attacks, some at once, and says what it has done; at the end it waits for a byte, with what hangs still open.
+// attackAll runs the attacks it is told, some at once, and says what it has done. At the end it waits for a byte, with what is open open.
 func attackAll(words string) {
-	target, force, _ := bytes.Cut([]byte(words), []byte(" "))
-	n, err := strconv.Atoi(string(force))
-	if err != nil {
+	var target, which string
+	var force int
+	if _, err := fmt.Sscanf(words, "%s %d %s", &target, &force, &which); err != nil {
 		panic(err)
 	}
 	newAttacker := func(seed int) *attacker {
-		return &attacker{addr: netip.MustParseAddrPort(string(target)), force: n, r: rand.New(rand.NewPCG(uint64(seed), 1)), hosts: byte(seed * 16)}
+		return &attacker{addr: netip.MustParseAddrPort(target), force: force, r: rand.New(rand.NewPCG(uint64(seed), 1)), hosts: byte(seed * 16)}
 	}
 	go func() {
-		for { // until the end of all: the target ends those that hang for too long
+		for which == "all" { // until the end: the target ends those that hang for too long
 			a := newAttacker(len(attacks))
 			a.hang()
 			time.Sleep(time.Second)
@@ -85,13 +87,18 @@ func attackAll(words string) {
 	var wait sync.WaitGroup
 	turns := make(chan struct{}, 4)
 	for i, attack := range attacks {
+		if which != "all" && which != attack.name {
+			continue
+		}
 		a := newAttacker(i)
 		wait.Go(func() {
 			turns <- struct{}{}
 			start := time.Now()
 			attack.run(a)
 			fmt.Printf("%s: %v\n", attack.name, time.Since(start).Round(time.Millisecond))
-			a.hangUp()
+			if which == "all" {
+				a.hangUp()
+			}
 			<-turns
 		})
 	}
@@ -335,10 +342,11 @@ func (a *attacker) halfOpen() {
 	})
 }
 
-// connections has 10,000 connections at once, from many addresses.
+// connections has 10,000 connections at once, from many addresses, and says of how many the target has heard.
 func (a *attacker) connections() {
 	for round := range a.force {
-		for i := range 10000 {
+		a.hangUp()
+		for i := range manyConnections {
 			d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(round), byte(i>>8)+1)}}
 			c, err := d.Dial("tcp", a.addr.String())
 			if err != nil {
@@ -350,7 +358,6 @@ func (a *attacker) connections() {
 			a.open = append(a.open, c)
 		}
 		fmt.Printf("%d connections\n", len(a.open))
-		a.hangUp()
 	}
 }
 

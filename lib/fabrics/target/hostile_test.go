@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/fabricstest"
@@ -112,60 +114,20 @@ func TestHostile(t *testing.T) {
 	debug.FreeOSMemory()
 	before, memory := f.census(t), resident(t)
 
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", attackEnv, f.addr, force))
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	over := false
-	defer func() {
-		if !over {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	}()
-	var done atomic.Bool
-	said := make(chan []string, 1)
-	go func() {
-		var lines []string
-		for in := bufio.NewScanner(stdout); in.Scan(); {
-			lines = append(lines, in.Text())
-			done.Store(done.Load() || in.Text() == "done")
-		}
-		done.Store(true)
-		said <- lines
-	}()
 	n, most, newcomers, refused := 24, memory, 0, 0
-	for ; !done.Load(); n++ {
+	lines, end := f.attack(t, fmt.Sprintf("%d all", force), func() {
 		round(n)
 		most = max(most, resident(t))
-		if n%8 == 0 {
+		if n++; n%8 == 0 {
 			if f.visitor(t) {
 				newcomers++
 			} else {
 				refused++
 			}
 		}
-	}
+	})
 	at := f.census(t) // hosts that hang are still there
-	stdin.Close()
-	lines := <-said
-	over = true
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("the attack: %v", err)
-	}
-	if len(lines) == 0 || lines[len(lines)-1] != "done" {
-		t.Fatalf("the attack did not come to its end: %q", lines)
-	}
+	end()
 	t.Log(strings.Join(lines, "\n"))
 	t.Logf("%d rounds, %d newcomers, %d of them let in at once; resident %d MiB before, at most %d MiB; %d lines logged; at the end %+v",
 		n, newcomers+refused, newcomers, memory>>20, most>>20, f.log.n.Load(), at)
@@ -173,13 +135,7 @@ func TestHostile(t *testing.T) {
 	if newcomers == 0 {
 		t.Error("nobody was let in")
 	}
-	var after census
-	fabricstest.WaitFor(t, fmt.Sprintf("all to be as before, %+v", before), func() bool {
-		after = f.census(t)
-		return after.descriptors <= before.descriptors && after.goroutines <= before.goroutines &&
-			after.associations == before.associations && after.connections == before.connections && after.controllers == before.controllers &&
-			after.seats == before.seats && after.guests == before.guests && after.floors == before.floors && after.buffers == before.buffers
-	})
+	f.restored(t, before)
 	if n := f.holder.count.Load(); n != 0 {
 		t.Errorf("%d requests are held", n)
 	}
@@ -203,6 +159,100 @@ func TestHostile(t *testing.T) {
 	if kept := len(f.target.shards) * l.Memory; now > memory+kept+32<<20 {
 		t.Errorf("%d MiB are resident afterwards, %d before", now>>20, memory>>20)
 	}
+}
+
+// attack has another process attack the target, and calls meanwhile again and again until that is done. What that process has opened last
+// is open until end is called.
+func (f *fixture) attack(t *testing.T, words string, meanwhile func()) (lines []string, end func()) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s", attackEnv, f.addr, words))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var done atomic.Bool
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for in := bufio.NewScanner(stdout); in.Scan() && in.Text() != "done"; {
+			lines = append(lines, in.Text())
+		}
+		done.Store(true)
+	}()
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			stdin.Close()
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("the attack: %v", err)
+			}
+		}
+	}
+	t.Cleanup(end)
+	for !done.Load() {
+		meanwhile()
+	}
+	<-over
+	return lines, end
+}
+
+// restored waits until hosts take what they took before.
+func (f *fixture) restored(t *testing.T, before census) {
+	t.Helper()
+	fabricstest.WaitFor(t, fmt.Sprintf("all to be as before, %+v", before), func() bool {
+		after := f.census(t)
+		// Goroutines and descriptors of the test itself may have gone, too.
+		after.descriptors, after.goroutines = max(after.descriptors, before.descriptors), max(after.goroutines, before.goroutines)
+		return after == before
+	})
+}
+
+// TestManyConnections has 10,000 connections at once, which may all be there, and few more.
+func TestManyConnections(t *testing.T) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	if files.Max < 2*manyConnections {
+		t.Skipf("not run: this process may have %d descriptors", files.Max) // Go has raised the soft limit to it
+	}
+	f := start(t, Limits{Connections: manyConnections + 2})
+	good := f.enabled(t, fabricstest.Options{})
+	q := f.io(t, good, fabricstest.Options{}, 1, 0)
+	runtime.GC()
+	debug.FreeOSMemory()
+	before, memory := f.census(t), resident(t)
+	lines, end := f.attack(t, "1 connections", func() {
+		q.For(t)
+		f.verify(t, q, 0, dma.MaxTransfer, false)
+	})
+	if want := fmt.Sprintf("%d connections", manyConnections); len(lines) == 0 || lines[0] != want {
+		t.Fatalf("%q, want %s", lines, want)
+	}
+	fabricstest.WaitFor(t, "the connections", func() bool { return f.census(t).connections == manyConnections+2 })
+	now := resident(t)
+	t.Logf("%s; resident %d MiB before, %d MiB with the connections", strings.Join(lines, ", "), memory>>20, now>>20)
+	if most := manyConnections * 12 << 10; !raceDetector && now > memory+most {
+		t.Errorf("%d MiB more are resident, want at most %d", (now-memory)>>20, most>>20)
+	}
+	for range 3 {
+		if !f.visitor(t) {
+			t.Error("a host is kept out")
+		}
+	}
+	f.verify(t, q, 1<<20, dma.MaxTransfer, false)
+	end()
+	f.restored(t, before)
 }
 
 // visitor is a host that comes, reads, and goes; it reports whether it was let in at once.
