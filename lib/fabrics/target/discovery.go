@@ -32,15 +32,11 @@ type discovery struct {
 	masked  bool // one was reported and the log not read since
 	last    time.Duration
 
-	// generation is that of the log when the host's part of it, of which sum is the hash, last changed.
+	// generation is that of the log when the host's part of it last changed, of which sum is the hash; 0: nobody has looked at it yet.
 	generation, sum uint64
 }
 
-func newDiscovery(a *association) *discovery {
-	d := &discovery{a: a, last: a.admin.on.p.Now()}
-	d.log()
-	return d
-}
+func newDiscovery(a *association) *discovery { return &discovery{a: a, last: a.admin.on.p.Now()} }
 
 // reset sets features to their defaults.
 func (d *discovery) reset() { d.events, d.pending, d.masked = 0, false, false }
@@ -155,7 +151,8 @@ func (d *discovery) log() (page []byte, changed bool) {
 		page = append(page, fabrics.Bytes(&entries[i])...)
 	}
 	if sum := maphash.Bytes(hashSeed, page); sum != d.sum {
-		d.sum, d.generation, changed = sum, generation, true
+		changed = d.sum != 0
+		d.sum, d.generation = sum, generation
 	}
 	h.GENCTR = d.generation
 	copy(page, fabrics.Bytes(&h))
