@@ -4,7 +4,9 @@
 package fabricstest
 
 import (
+	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 )
@@ -19,9 +21,21 @@ func WaitFor(t testing.TB, what string, f func() bool) {
 	}
 }
 
+// networked has the Go runtime open the descriptors that it needs for networks, which it keeps.
+var networked = sync.OnceValue(func() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	return l.Close()
+})
+
 // Descriptors counts the open descriptors of this process, the Go runtime's own included.
 func Descriptors(t testing.TB) int {
 	t.Helper()
+	if err := networked(); err != nil {
+		t.Fatal(err)
+	}
 	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
