@@ -64,11 +64,11 @@ func (e *entrance) entry(t fabrics.SubsystemType, nqn string, addr fabrics.Addre
 func (e *entrance) address(here bool, at netip.AddrPort) (fabrics.Address, bool) {
 	addr, bound := at, e.bound.Addr()
 	switch {
+	case !here && !e.bound.IsValid():
+		return fabrics.Address{}, false // it would find nobody
 	case e.advertise.Host != "":
 		return e.advertise, true
 	case here:
-	case !e.bound.IsValid():
-		return fabrics.Address{}, false // it would find nobody
 	case bound.IsUnspecified():
 		addr = netip.AddrPortFrom(at.Addr(), e.bound.Port())
 	case bound.IsLoopback() && !at.Addr().IsLoopback():

@@ -46,7 +46,7 @@ func TestDiscoveryListener(t *testing.T) {
 	all := f.listenTo(api.ListenerSpec{URL: "tcp://0.0.0.0:0", Targets: []string{"one"}})
 	loop := f.listenTo(api.ListenerSpec{URL: anyPort, Targets: []string{"open"}})
 	gate := f.listenTo(api.ListenerSpec{URL: anyPort, Targets: []string{"open"}, Advertise: "[2001:db8::7]:4444"})
-	f.listenTo(api.ListenerSpec{URL: "tcp://192.0.2.99:4420"}) // not of this machine
+	f.listenTo(api.ListenerSpec{URL: "tcp://192.0.2.99:4420", Advertise: "192.0.2.98"}) // not of this machine
 	find := f.listenTo(api.ListenerSpec{
 		URL: anyPort, Targets: []string{fabrics.DiscoveryNQN},
 		Referrals: []string{"tcp://[2001:db8::9]", "rdma://192.0.2.9:4421/nqn.2026-01.org.example:discovery", "tcp://names.example"},

@@ -84,8 +84,8 @@ func (t *Target) enlist(a *association) {
 	t.cfg.Changed()
 }
 
-// reserve counts an association with a subsystem, if there may be one more.
-func (t *Target) reserve() bool {
+// takeSeat counts an association with a subsystem, if there may be one more.
+func (t *Target) takeSeat() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.seats >= t.limits.Associations {
@@ -95,8 +95,8 @@ func (t *Target) reserve() bool {
 	return true
 }
 
-// release counts one less.
-func (t *Target) release() {
+// leaveSeat counts one less.
+func (t *Target) leaveSeat() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seats--
@@ -105,13 +105,13 @@ func (t *Target) release() {
 // discoveryCNTLID returns a free controller identifier of the discovery subsystem: hosts know it by a name of its own, and two of its
 // controllers by their identifiers. t.mu is held.
 func (t *Target) discoveryCNTLID() uint16 {
-	used := make(map[uint16]bool)
-	for a := range t.associations {
-		used[a.cntlid] = used[a.cntlid] || a.discovery != nil
-	}
 	for {
 		t.lastCNTLID = t.lastCNTLID%controller.MaxCNTLID + 1
-		if !used[t.lastCNTLID] {
+		used := false
+		for a := range t.associations {
+			used = used || a.discovery != nil && a.cntlid == t.lastCNTLID
+		}
+		if !used { // there are more identifiers than connections
 			return t.lastCNTLID
 		}
 	}
@@ -373,7 +373,7 @@ func (a *association) leave() {
 	delete(a.t.associations, a)
 	a.t.mu.Unlock()
 	if a.discovery == nil {
-		a.t.release()
+		a.t.leaveSeat()
 	}
 	a.t.cfg.Changed()
 	for _, told := range a.follow {

@@ -24,7 +24,7 @@ func TestLimits(t *testing.T) {
 	}
 	for want, change := range map[string]func(*Limits){
 		"0 connections":                                 func(l *Limits) { l.Connections = 0 },
-		"65537 connections":                             func(l *Limits) { l.Connections = 65537 },
+		"32769 connections":                             func(l *Limits) { l.Connections = 32769 },
 		"-1 associations":                               func(l *Limits) { l.Associations = -1 },
 		"1025 queues":                                   func(l *Limits) { l.Queues = 1025 },
 		"31 queue entries: not between 32 and":          func(l *Limits) { l.QueueEntries = 31 },

@@ -152,13 +152,13 @@ func (q *queue) connectAdmin(c *command, r request) {
 		case !ok:
 			q.l.seldom("host has to wait for its own commands of before", "host", a.hostNQN, "subsystem", a.subNQN)
 			c.finish(fabrics.StatusControllerBusy)
-		case !q.t.reserve():
+		case !q.t.takeSeat():
 			q.l.seldom("there are as many associations as may be", "host", a.hostNQN, "associations", q.t.limits.Associations)
 			c.finish(fabrics.StatusControllerBusy)
 		case a.attach(c):
 			q.enter(c, a, r)
 		default:
-			q.t.release()
+			q.t.leaveSeat()
 		}
 	})
 }

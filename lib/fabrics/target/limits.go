@@ -30,7 +30,7 @@ type Limits struct {
 
 // The ranges of Limits.
 const (
-	MaxConnections  = 65536
+	MaxConnections  = 32768
 	MaxQueues       = 1024
 	MaxQueueEntries = 1024
 	MinInCapsule    = 512
