@@ -16,6 +16,8 @@ MAN7     := $(wildcard man/*.7)
 MAN8     := $(wildcard man/*.8)
 BASHDIR   = $(PREFIX)/share/bash-completion/completions
 ZSHDIR    = $(PREFIX)/share/zsh/site-functions
+UNITS    := $(wildcard systemd/*.service systemd/*.target)
+UNITDIR   = $(PREFIX)/lib/systemd/system
 BUILD     = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X github.com/leapio/leapio/lib/cli.version=$(VERSION)"
 
 .DEFAULT_GOAL := all
@@ -78,17 +80,25 @@ fuzz: ## every fuzz target for FUZZTIME
 bench: ## benchmarks, COUNT times, for go tool benchstat
 	go test -run '^$$' -bench . -benchmem -count $(COUNT) ./lib/...
 
-install: all ## install commands, manual pages and completions below DESTDIR and PREFIX
+install: all ## install commands, manual pages, completions and systemd units below DESTDIR and PREFIX
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man7 $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR)
 	install -m 755 $(addprefix bin/,$(COMMANDS)) $(DESTDIR)$(PREFIX)/bin
 	$(if $(MAN7),install -m 644 $(MAN7) $(DESTDIR)$(PREFIX)/share/man/man7)
 	$(if $(MAN8),install -m 644 $(MAN8) $(DESTDIR)$(PREFIX)/share/man/man8)
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	install -m 644 systemd/leapio.sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/leapio.conf
+	install -m 644 systemd/leapio.tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/leapio.conf
+	set -e; for u in $(notdir $(UNITS)); do \
+		sed 's#/usr/local/bin/#$(PREFIX)/bin/#' systemd/$$u >$(DESTDIR)$(UNITDIR)/$$u; \
+	done
 	set -e; for c in $(COMMANDS); do \
 		bin/$$c --completion bash >$(DESTDIR)$(BASHDIR)/$$c; \
 		bin/$$c --completion zsh >$(DESTDIR)$(ZSHDIR)/_$$c; \
 	done
 
 uninstall: ## remove what install installed; state and run folders are kept
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(UNITS)))
+	rm -f $(DESTDIR)$(PREFIX)/lib/sysusers.d/leapio.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/leapio.conf
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(COMMANDS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man7/,$(notdir $(MAN7))) $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,$(notdir $(MAN8)))
 	rm -f $(addprefix $(DESTDIR)$(BASHDIR)/,$(COMMANDS)) $(addprefix $(DESTDIR)$(ZSHDIR)/_,$(COMMANDS))

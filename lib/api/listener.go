@@ -32,6 +32,7 @@ type ListenerSpec struct {
 	Referrals List[string] `json:"referrals"` // URLs of other discovery controllers that discovery names, without an NQN the well-known one
 	Shared    bool         `json:"shared"`    // volumes only, as NamespaceSpec.Shared
 	ReadOnly  bool         `json:"read_only"` // volumes only, as NamespaceSpec.ReadOnly
+	UUID      string       `json:"uuid"`      // volumes only, as SubsystemSpec.UUID
 }
 
 // Check tells whether the words of the request are well-formed. The URL and the
@@ -50,7 +51,7 @@ func (s ListenerSpec) Check() error {
 			return err
 		}
 	}
-	return nil
+	return CheckUUID(s.UUID)
 }
 
 // CheckTarget tells whether a word can be a subsystem, by name or NQN, or a

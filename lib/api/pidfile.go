@@ -7,10 +7,12 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,35 @@ func LockPidFile(path string) (*PidFile, error) {
 	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
+	return tryPidFile(path)
+}
+
+// WaitPidFile is LockPidFile for one that waits until no other process has it.
+func WaitPidFile(ctx context.Context, path string) (*PidFile, error) {
+	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(pidFileTick)
+	defer tick.Stop()
+	for {
+		p, err := tryPidFile(path)
+		if err == nil || fault.KindOf(err) != fault.Exists {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// pidFileTick is how often WaitPidFile tries: a wait for the lock itself could
+// not be given up.
+const pidFileTick = 10 * time.Millisecond
+
+// tryPidFile locks the pid file.
+func tryPidFile(path string) (*PidFile, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 		if err != nil {

@@ -4,11 +4,14 @@
 package api
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -105,5 +108,35 @@ func TestPidFileRemoved(t *testing.T) {
 	must(t, os.WriteFile(path, nil, 0o644))
 	if current, err := lockPid(f); current || err != nil {
 		t.Errorf("another file: got %v, %v, want false", current, err)
+	}
+}
+
+// WaitPidFile waits for whoever has it, however that ends.
+func TestWaitPidFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.pid")
+	first, err := LockPidFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pidFileTick)
+	defer cancel()
+	if p, err := WaitPidFile(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, %v while another process has it", p, err)
+	}
+	go func() {
+		time.Sleep(2 * pidFileTick)
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	second, err := WaitPidFile(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := WaitPidFile(t.Context(), t.TempDir()); err == nil {
+		t.Error("a folder is a pid file")
 	}
 }

@@ -19,6 +19,14 @@ const (
 	PollInterrupt = "interrupt" // always sleep
 )
 
+// What has become of the setup that a runtime makes when it starts.
+const (
+	SetupNone     = "none"     // there is none
+	SetupApplying = "applying" // its lines are being made
+	SetupApplied  = "applied"  // all of it is there
+	SetupFailed   = "failed"   // some of it is not
+)
+
 // HostAny in the place of a host's NQN means every host.
 const HostAny = "any"
 
@@ -26,6 +34,7 @@ const HostAny = "any"
 type VolumeSpec struct {
 	Name    string       `json:"name"`
 	Kind    string       `json:"kind"`
+	UUID    string       `json:"uuid"`     // default: a new one
 	On      List[string] `json:"on"`       // names of the volumes below it, in order
 	Options Options      `json:"options"`  // the key=value words of the kind
 	ExistOK bool         `json:"exist_ok"` // an equal volume that exists is no error
@@ -38,6 +47,9 @@ func (s VolumeSpec) Check() error {
 		return err
 	}
 	if err := units.CheckName("kind", s.Kind); err != nil {
+		return err
+	}
+	if err := CheckUUID(s.UUID); err != nil {
 		return err
 	}
 	for _, on := range s.On {
@@ -109,12 +121,13 @@ type Key struct {
 type SubsystemSpec struct {
 	Name     string `json:"name"`
 	NQN      string `json:"nqn"`       // default: nqn.2014-08.org.nvmexpress:uuid:UUID
+	UUID     string `json:"uuid"`      // its serial number is made of it; default: a new one
 	AllowAny bool   `json:"allow_any"` // every host may connect
 	ExistOK  bool   `json:"exist_ok"`  // an equal subsystem that exists is no error
 
-	// Implicit marks a subsystem that was made for one use (leap-qmap map) and
-	// goes with it. Volumes are shown in it from the start, as namespaces 1 and
-	// up: all of it is made or nothing.
+	// Implicit marks a subsystem that goes with its last use, as those that
+	// leap-qmap map makes. Volumes are shown in it from the start, as namespaces 1
+	// and up: all of it is made or nothing.
 	Implicit bool         `json:"implicit"`
 	Volumes  List[string] `json:"volumes"`
 	Shared   bool         `json:"shared"`    // of the namespaces, as NamespaceSpec.Shared
@@ -124,6 +137,9 @@ type SubsystemSpec struct {
 // Check tells whether the words of the request are well-formed.
 func (s SubsystemSpec) Check() error {
 	if err := CheckSubsystem(s.Name); err != nil {
+		return err
+	}
+	if err := CheckUUID(s.UUID); err != nil {
 		return err
 	}
 	if s.NQN == "" {
@@ -241,6 +257,15 @@ type RuntimeInfo struct {
 	Poll    string           `json:"poll"`
 	IOUring bool             `json:"io_uring"` // false: the pread pool stands in
 	Pollers List[PollerInfo] `json:"pollers"`
+
+	// Pause is how long guests had to wait when this runtime took over from
+	// another at an upgrade; 0 if it did not. UpgradeError is why an upgrade did
+	// not come about; empty if nothing went wrong.
+	Pause        time.Duration `json:"pause"`
+	UpgradeError string        `json:"upgrade_error"`
+
+	StateDir string `json:"state_dir"` // the folder of what it keeps
+	Setup    string `json:"setup"`     // SetupNone, ...
 }
 
 // PollerInfo describes one poller.

@@ -56,6 +56,22 @@ func (s *StateFile[T]) Load() (T, error) {
 	if err := remove(tempName(s.path)); err != nil {
 		return zero, err
 	}
+	return s.load(true)
+}
+
+// Check reports whether Load would succeed, as far as that can be known without
+// changing anything.
+func (s *StateFile[T]) Check() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, err := s.load(false)
+	return err
+}
+
+// load reads the state, and with keep puts one that was migrated into the file's
+// place.
+func (s *StateFile[T]) load(keep bool) (T, error) {
+	var zero T
 	b, err := readLimited(s.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return zero, nil
@@ -63,7 +79,7 @@ func (s *StateFile[T]) Load() (T, error) {
 	if err != nil {
 		return zero, err
 	}
-	return s.parse(b)
+	return s.parse(b, keep)
 }
 
 // readLimited reads a state file.
@@ -81,7 +97,7 @@ func readLimited(path string) ([]byte, error) {
 }
 
 // parse makes a T of a state file's content, of whatever version.
-func (s *StateFile[T]) parse(b []byte) (T, error) {
+func (s *StateFile[T]) parse(b []byte, keep bool) (T, error) {
 	var (
 		zero T
 		head stateDoc[json.RawMessage]
@@ -101,7 +117,7 @@ func (s *StateFile[T]) parse(b []byte) (T, error) {
 			"%s has version %d, and this build knows none above %d", s.path, head.Version, s.version).
 			Hint("start the newer build that wrote it, or move the file away to begin with nothing")
 	case head.Version < s.version:
-		return s.upgrade(b, head)
+		return s.upgrade(b, head, keep)
 	}
 	if err := decode(b, &doc); err != nil {
 		return zero, s.damaged(err)
@@ -115,19 +131,22 @@ func (s *StateFile[T]) damaged(err error) error {
 		Hint("put a good copy in its place, or move it away to begin with nothing")
 }
 
-// upgrade makes a T of old, which b holds, and puts it in the file's place.
-func (s *StateFile[T]) upgrade(b []byte, old stateDoc[json.RawMessage]) (T, error) {
+// upgrade makes a T of old, which b holds, and with keep puts it in the file's
+// place.
+func (s *StateFile[T]) upgrade(b []byte, old stateDoc[json.RawMessage], keep bool) (T, error) {
 	var zero T
 	if s.migrate == nil {
 		return zero, fault.Errorf(fault.Unsupported, "", "", "%s has version %d, which this build cannot read", s.path, old.Version)
 	}
-	kept := s.path + ".v" + strconv.Itoa(old.Version)
-	if err := replaceFile(kept, b, 0o600, true); err != nil {
-		return zero, err
-	}
 	state, err := s.migrate(old.Version, old.State)
 	if err != nil {
 		return zero, fmt.Errorf("%s: migrating from version %d to %d: %w", s.path, old.Version, s.version, err)
+	}
+	if !keep {
+		return state, nil
+	}
+	if err := replaceFile(s.path+".v"+strconv.Itoa(old.Version), b, 0o600, true); err != nil {
+		return zero, err
 	}
 	return state, s.save(state)
 }

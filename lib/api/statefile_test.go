@@ -264,7 +264,7 @@ func FuzzStateFile(f *testing.F) {
 	f.Add([]byte(`{"version":1,"state":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := NewStateFile[shelf]("x", 1, nil)
-		got, err := s.parse(b)
+		got, err := s.parse(b, true)
 		if err != nil {
 			if !strings.Contains(err.Error(), "x") {
 				t.Errorf("%v does not name the file", err)
@@ -275,7 +275,7 @@ func FuzzStateFile(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := s.parse(text)
+		again, err := s.parse(text, true)
 		if err != nil {
 			t.Fatalf("%s became %s, and then %v", b, text, err)
 		}

@@ -126,6 +126,12 @@ type WptShow struct {
 	Ports    List[Port]    `json:"ports"`
 	Runtimes List[Runtime] `json:"runtimes"`
 	Kept     List[Kept]    `json:"kept"`
+
+	// Pause is how long guests had to wait when this program took over from
+	// another one; 0 if it did not. UpgradeError is why the last upgrade did not
+	// come about; empty if nothing went wrong.
+	Pause        time.Duration `json:"pause"`
+	UpgradeError string        `json:"upgrade_error"`
 }
 
 // checkDoorbells accepts the two modes and "" for the default.

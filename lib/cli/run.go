@@ -55,10 +55,17 @@ func (c *Call) Attach(cmd *exec.Cmd) {
 
 // Terminal returns the terminal that Stdout is, or nil.
 func (c *Call) Terminal() *os.File {
-	w := c.Stdout
-	if out, ok := w.(*stdout); ok {
-		w = out.w
+	if out, ok := c.Stdout.(*stdout); ok {
+		return terminal(out.w)
 	}
+	return terminal(c.Stdout)
+}
+
+// StderrTerminal returns the terminal that Stderr is, or nil.
+func (c *Call) StderrTerminal() *os.File { return terminal(c.Stderr) }
+
+// terminal returns the terminal that w is, or nil.
+func terminal(w io.Writer) *os.File {
 	f, ok := w.(*os.File)
 	if !ok {
 		return nil

@@ -2,8 +2,8 @@
 // Copyright The LeapIO Authors
 
 // Package command is what the commands share beyond lib/cli: where their
-// daemons are, how an error names its thing, the verb events, and the terminal
-// as a whole.
+// daemons are, how an error names its thing, how volumes are made, the verb
+// events, and the terminal as a whole or one line of it.
 //
 // Each command has a folder below this one. Its Command function makes the tree
 // of verbs, and each verb is a function that makes one node, with the verb's
@@ -13,9 +13,10 @@
 // two verbs run hand over to the daemons' bodies, lib/wpt and lib/soc.
 //
 //	wpt      leap-wpt: ports; the broker
-//	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted; the runtime
+//	soc      leap-soc: volumes, subsystems, namespaces, hosts; what was counted;
+//	         the runtime; whole setups, which run verbs of the others
 //	qmap     leap-qmap: which port shows what; queue pairs
-//	rdma     leap-rdma: listeners for hosts; looking at those of others
+//	rdma     leap-rdma: listeners for hosts; looking at those of others, and measuring them
 //	leapio   leapio: all of them in one binary, and leapio serve
 //
 // The scripts in testdata/script run the commands with real daemons, and so do

@@ -307,6 +307,7 @@ func TestColumns(t *testing.T) {
 		{"leap-soc", "namespace list", "leap-soc namespace list"},
 		{"leap-soc", "host list", "leap-soc host list vm1"},
 		{"leap-soc", "show", "leap-soc show"},
+		{"leap-soc", "apply", "leap-soc export | leap-soc apply -"},
 		{"leap-soc", "stat", "leap-soc stat | sed 1,2d"},
 		{"leap-soc", "stat", "leap-soc stat --interval 10ms --count 1"},
 		{"leap-soc", "events", fmt.Sprintf(events, "leap-soc", "leap-soc volume create x$i null size=1M")},
@@ -319,6 +320,7 @@ func TestColumns(t *testing.T) {
 		{"leap-rdma", "devices", "leap-rdma devices"},
 		{"leap-rdma", "discover", "leap-rdma discover $(leap-rdma list -o tsv | cut -f 2)"},
 		{"leap-rdma", "ping", "leap-rdma ping $(leap-rdma list -o tsv | cut -f 2) --count 1"},
+		{"leap-rdma", "bench", "leap-soc volume create d2 mem size=1M >&2 && leap-rdma bench $(leap-rdma listen tcp://127.0.0.1:0 d2 --allow any) --time 1ms | sed 1,2d"},
 		{"leapio", "serve", "leapio serve null size=1M -o tsv >row & until test -s row; do sleep 0.05; done; kill $!; echo QEMU SOCKET RUN-DIR STATE-DIR; test $(tr -cd '\\t' <row | wc -c) = 3"},
 	} {
 		columns := heading(sh(tt.command))

@@ -87,10 +87,7 @@ func (s *Screen) Close() {
 // Draw shows lines from the top, as many and as much of each as there is room
 // for. Line number head is shown in reverse video, unless NO_COLOR is set.
 func (s *Screen) Draw(lines []string, head int) error {
-	width, height := 80, 24
-	if size, err := unix.IoctlGetWinsize(int(s.out.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 && size.Row > 0 {
-		width, height = int(size.Col), int(size.Row)
-	}
+	width, height := sizeOf(s.out)
 	var b bytes.Buffer
 	b.WriteString(toTop)
 	for i, line := range lines[:min(len(lines), height)] {
@@ -110,6 +107,15 @@ func (s *Screen) Draw(lines []string, head int) error {
 	b.WriteString(endOfScreen)
 	_, err := s.out.Write(b.Bytes())
 	return err
+}
+
+// sizeOf returns how many columns and rows a terminal has.
+func sizeOf(terminal *os.File) (width, height int) {
+	size, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 || size.Row == 0 {
+		return 80, 24
+	}
+	return int(size.Col), int(size.Row)
 }
 
 // cut returns the first width characters of a line.
@@ -157,4 +163,35 @@ func (s *Screen) hangUp() {
 		_ = unix.IoctlSetTermios(s.in, unix.TCSETS, s.keep)
 	}
 	s.in, s.keep = -1, nil
+}
+
+// StatusLine is a line on the terminal that is standard error, written again and
+// again. A nil one is no terminal, and shows nothing.
+type StatusLine struct{ out *os.File }
+
+// NewStatusLine returns the line of a call.
+func NewStatusLine(call *cli.Call) *StatusLine {
+	if out := call.StderrTerminal(); out != nil {
+		return &StatusLine{out}
+	}
+	return nil
+}
+
+// Show shows a text in the place of the one before, as much of it as there is
+// room for.
+func (l *StatusLine) Show(text string) {
+	if l == nil {
+		return
+	}
+	width, _ := sizeOf(l.out)
+	// With the last column full, some terminals have begun the next line. Nobody
+	// is left without the result because it cannot be shown how it comes about.
+	_, _ = l.out.WriteString("\r" + cut(text, width-1) + endOfLine)
+}
+
+// Close leaves nothing of the line, and the cursor at its beginning.
+func (l *StatusLine) Close() {
+	if l != nil {
+		_, _ = l.out.WriteString("\r" + endOfLine)
+	}
 }

@@ -270,3 +270,38 @@ func TestScreen(t *testing.T) {
 		x.ends(0)
 	})
 }
+
+// TestStatusLine runs what shows on a terminal how it goes, and leaves nothing of
+// that there.
+func TestStatusLine(t *testing.T) {
+	e := newPlace(t)
+	url, err := e.sh(t, "leap-wpt run >/dev/null 2>&1 & leap-soc run >/dev/null 2>&1 & leap-soc wait runtime soc attached --timeout 30s &&"+
+		"leap-soc volume create d1 mem size=1M >&2 && leap-rdma listen tcp://127.0.0.1:0 d1 --allow any")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cols := range []uint16{160, 20} {
+		x := e.openTerminal(t, cols, 24, nil, "leap-rdma", "bench", strings.TrimSpace(url), "--time", "1h")
+		shown := regexp.MustCompile(`\r[1-9]\S*s  read [^\x1b\r\n]*\x1b\[K`)
+		for end := time.Now().Add(limit); !shown.MatchString(x.raw()); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("nothing is shown: %q", x.raw())
+			}
+		}
+		for _, line := range shown.FindAllString(x.raw(), -1) {
+			if len(line) > int(cols)-1+len("\r\x1b[K") {
+				t.Errorf("%q in a terminal of %d columns", line, cols)
+			}
+		}
+		x.press("\x03") // Ctrl-C
+		if err := <-x.exit; err == nil || x.cmd.ProcessState.ExitCode() != fault.ExitInterrupted {
+			t.Errorf("it ends with %v", err)
+		}
+		gone := regexp.MustCompile(`(?s)\r\x1b\[Krandread of .*OP +COMMANDS .*\nwrite `)
+		for end := time.Now().Add(limit); !gone.MatchString(x.raw()); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the end is %q", x.raw())
+			}
+		}
+	}
+}

@@ -55,7 +55,7 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	w := &world{daemons: make(map[string]*process), guests: make(map[string]*machine)}
+	w := &world{run: filepath.Join(dir, "run"), daemons: make(map[string]*process), guests: make(map[string]*machine)}
 	env.Values[worldKey{}] = w
 	env.Defer(func() {
 		w.end()
@@ -71,6 +71,7 @@ func setup(env *testscript.Env) error {
 
 // world is what runs beside a script. Only the script's goroutine uses it.
 type world struct {
+	run     string              // the folder RUN
 	daemons map[string]*process // by name
 	guests  map[string]*machine // by port
 }
@@ -83,8 +84,17 @@ func of(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world)
 // process is a daemon and its log.
 type process struct {
 	cmd  *exec.Cmd
-	log  *bytes.Buffer // to be read when it has ended
+	log  string // a file
 	done chan struct{}
+}
+
+// read gives what the daemon, and those that took its place, have logged.
+func (p *process) read() string {
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 // find gives a daemon that the script has started.
@@ -105,6 +115,16 @@ func (w *world) end() {
 		_ = p.cmd.Process.Kill()
 		<-p.done
 	}
+	// Those that took their place are not our children.
+	files, _ := filepath.Glob(filepath.Join(w.run, "*.pid"))
+	for _, file := range files {
+		b, _ := os.ReadFile(file)
+		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && bytes.HasPrefix(line, []byte("leap-")) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
 }
 
 // limit is how long anything in a script may take: far longer than it does.
@@ -123,11 +143,14 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	path, err := exec.LookPath(words[0])
 	ts.Check(err)
-	p := &process{cmd: exec.Command(path, words[1:]...), log: new(bytes.Buffer), done: make(chan struct{})}
+	p := &process{cmd: exec.Command(path, words[1:]...), log: ts.MkAbs(name + ".log"), done: make(chan struct{})}
+	logFile, err := os.Create(p.log)
+	ts.Check(err)
+	defer logFile.Close()
 	p.cmd.Args[0] = words[0]
 	p.cmd.Dir = ts.Getenv("WORK")
 	p.cmd.Env = append(os.Environ(), "LEAP_RUN_DIR="+ts.Getenv("LEAP_RUN_DIR"), "LEAP_STATE_DIR="+ts.Getenv("LEAP_STATE_DIR"))
-	p.cmd.Stderr = p.log
+	p.cmd.Stderr = logFile
 	ts.Check(p.cmd.Start())
 	of(ts).daemons[name] = p
 	go func() {
@@ -142,7 +165,7 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		select {
 		case <-p.done:
-			ts.Fatalf("%s ended before it was ready:\n%s", name, p.log)
+			ts.Fatalf("%s ended before it was ready:\n%s", name, p.read())
 		default:
 		}
 		if time.Now().After(end) {
@@ -164,7 +187,7 @@ func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // ended NAME CODE waits until a daemon has ended with this exit code (-1: by a
-// signal). Its log becomes the file NAME.log.
+// signal). Its log is the file NAME.log.
 func ended(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: ended NAME CODE")
@@ -175,9 +198,8 @@ func ended(ts *testscript.TestScript, neg bool, args []string) {
 	case <-time.After(limit):
 		ts.Fatalf("%s has not ended after %v", args[0], limit)
 	}
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".log"), p.log.Bytes(), 0o644))
 	if got := strconv.Itoa(p.cmd.ProcessState.ExitCode()); got != args[1] {
-		ts.Fatalf("%s ended with exit code %s, want %s:\n%s", args[0], got, args[1], p.log)
+		ts.Fatalf("%s ended with exit code %s, want %s:\n%s", args[0], got, args[1], p.read())
 	}
 }
 

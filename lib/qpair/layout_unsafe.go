@@ -93,6 +93,14 @@ func (s *Shared[T]) Close() error {
 	return err
 }
 
+// Release unmaps and returns the memfd, which is the caller's.
+func (s *Shared[T]) Release() int {
+	// It fails for addresses that were never mapped only.
+	_ = unix.MunmapPtr(unsafe.Pointer(s.Page), sizeOf[T]())
+	s.Page = nil
+	return s.fd
+}
+
 // sizeOf returns the size of T rounded up to whole pages.
 func sizeOf[T layout]() uintptr {
 	var t *T

@@ -14,7 +14,7 @@ import (
 )
 
 // LinkVersion is the version of the link protocol.
-const LinkVersion = 1
+const LinkVersion = 2
 
 // MessageSize is the size of every link message, in bytes. RelayRead replies
 // and RelayWrite requests carry their data behind it.
@@ -74,6 +74,10 @@ const (
 	// MsgStatus (runtime): the Status word of Port has changed. The page is
 	// the truth; this lets leap-wpt publish it as a fact and an event.
 	MsgStatus
+	// MsgPing (leap-wpt): a guest waits for the runtime; ID is answered.
+	MsgPing
+	// MsgPong (runtime): every poller has run since the MsgPing with that ID.
+	MsgPong
 )
 
 // Flags of MsgMap and MsgAttach.

@@ -14,10 +14,10 @@ import (
 // CAP.MPSMAX 0).
 const PageSize = 4096
 
-const (
-	registersMagic   = 0x4c65617052656773 // "LeapRegs"
-	registersVersion = 1
-)
+const registersMagic = 0x4c65617052656773 // "LeapRegs"
+
+// RegistersVersion is the version of the layout of Registers and Doorbells.
+const RegistersVersion = 1
 
 // Registers is the register page of a port. leap-wpt makes it when the port is
 // made, fills in the constant registers and writes every word but Status, which
@@ -88,7 +88,7 @@ func (w StatusWord) Current(gen uint64) bool { return w.Gen() == uint32(gen) }
 // acknowledged, so that a controller that was never enabled reads CSTS 0.
 func (r *Registers) Init(cap nvme.CAP, vs nvme.VS, crto nvme.CRTO) {
 	*r = Registers{
-		Magic: registersMagic, Version: registersVersion,
+		Magic: registersMagic, Version: RegistersVersion,
 		CAP: uint64(cap), VS: uint32(vs), CRTO: uint32(crto),
 		ResetGen: 1, Status: uint64(MakeStatus(1, 0)),
 	}
@@ -99,8 +99,8 @@ func (r *Registers) Check() error {
 	if r.Magic != registersMagic {
 		return errBadMagic
 	}
-	if r.Version != registersVersion {
-		return &VersionError{What: "register page", Got: r.Version, Want: registersVersion}
+	if r.Version != RegistersVersion {
+		return &VersionError{What: "register page", Got: r.Version, Want: RegistersVersion}
 	}
 	return nil
 }

@@ -28,10 +28,11 @@ const (
 	PayloadSize = 8192 - 64
 )
 
-const (
-	stateMagic   = 0x4c65617053746174 // "LeapStat"
-	stateVersion = 1
-)
+const stateMagic = 0x4c65617053746174 // "LeapStat"
+
+// StateVersion is the version of the layout of State, and of what runtimes keep
+// in it.
+const StateVersion = 1
 
 var errBadMagic = errors.New("not a LeapIO page (bad magic)")
 
@@ -129,7 +130,7 @@ type State struct {
 // Init fills in the header of a new, zeroed area.
 func (s *State) Init() {
 	s.Header.Magic = stateMagic
-	s.Header.Version = stateVersion
+	s.Header.Version = StateVersion
 }
 
 // Check reports whether the area is one this code understands.
@@ -137,8 +138,8 @@ func (s *State) Check() error {
 	if s.Header.Magic != stateMagic {
 		return errBadMagic
 	}
-	if s.Header.Version != stateVersion {
-		return &VersionError{What: "state area", Got: s.Header.Version, Want: stateVersion}
+	if s.Header.Version != StateVersion {
+		return &VersionError{What: "state area", Got: s.Header.Version, Want: StateVersion}
 	}
 	return nil
 }

@@ -21,9 +21,10 @@ import (
 
 // mux is the control API; lib/api/doc.go lists the calls.
 func (r *Runtime) mux() *http.ServeMux {
-	m := api.NewMux(api.Info{Daemon: "leap-soc", Version: r.cfg.Version, PID: os.Getpid()})
+	m := api.NewMux(api.Info{Daemon: daemon, Version: r.cfg.Version, PID: os.Getpid()})
 	api.HandleEvents(m, "GET /v1/events", &r.events)
 	api.Handle(m, "GET /v1/runtime", func(context.Context, api.None) (api.RuntimeInfo, error) { return r.info(), nil })
+	api.Handle(m, "POST /v1/upgrade", r.upgrade)
 	api.Handle(m, "GET /v1/stat/{by}", func(ctx context.Context, _ api.None) (api.Stat, error) { return r.stat(api.Param(ctx, "by")) })
 	r.volumeCalls(m)
 	r.subsystemCalls(m)

@@ -5,6 +5,8 @@ package soc_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/nvme"
@@ -52,12 +56,20 @@ func runChild() error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	return soc.Run(ctx, soc.Config{
+	config := soc.Config{
 		Paths: paths, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, pollers),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	}
+	if slices.Contains(os.Args, "--check") {
+		program, err := soc.Check(config)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(program)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return soc.Run(ctx, config)
 }
 
 // startChild starts leap-soc as a process of its own, which ends with ctx.
@@ -69,7 +81,7 @@ func (r *rig) startChild(ctx context.Context, d *daemon) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers))
-	cmd.Stderr = &testLog{t: r.t}
+	cmd.Stderr = os.Stderr // a pipe to us would be held by its successors
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
@@ -122,6 +134,99 @@ func TestKill(t *testing.T) {
 					r.startSoc()
 				}
 				load.end()
+			})
+		}
+	}
+}
+
+// upgradeSoc has leap-soc be replaced by another process, and returns how long
+// guests had to wait.
+func (r *rig) upgradeSoc() time.Duration {
+	r.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var before, after api.RuntimeInfo
+	if err := r.client().Get(r.t.Context(), "/v1/runtime", &before); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.client().Post(r.t.Context(), "/v1/upgrade", api.Upgrade{Binary: self}, nil); err != nil {
+		r.t.Fatal("upgrade:", err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for after.PID == before.PID || after.Pause == 0 {
+		if err := r.client().Get(r.t.Context(), "/v1/runtime", &after); err != nil {
+			after.PID = before.PID
+		}
+		if after.UpgradeError != "" || time.Now().After(deadline) {
+			r.t.Fatalf("upgrade: process %d after %d: %s", after.PID, before.PID, after.UpgradeError)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := <-r.soc.done; err != nil {
+		r.t.Error("the runtime that was replaced:", err)
+	}
+	next, err := os.FindProcess(after.PID)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	end := func(sig os.Signal) func() {
+		return func() {
+			if err := next.Signal(sig); err != nil {
+				r.t.Error(err)
+			}
+		}
+	}
+	r.soc = &daemon{cancel: end(syscall.SIGTERM), done: make(chan error, 1)}
+	done := r.soc.done
+	go func() { done <- awaitEnd(next.Pid) }()
+	return after.Pause
+}
+
+// awaitEnd waits for the end of a process that is no child of ours.
+func awaitEnd(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// TestUpgrade replaces leap-soc at any moment under the guest of TestKill.
+func TestUpgrade(t *testing.T) {
+	upgrades := 10
+	if testing.Short() {
+		upgrades = 2
+	}
+	for i, kind := range []string{"mem", "file"} {
+		for _, doorbells := range []string{api.DoorbellsTrap, "shadow"} {
+			t.Run(kind+"/"+doorbells, func(t *testing.T) {
+				t.Parallel()
+				r := newRigOf(t, 1+i)
+				r.stopSoc()
+				r.child = true
+				r.startSoc()
+				r.volume("d1", kind, "size", "64M")
+				n := r.drive("vm1", doorbells, small, "d1")
+				load := newLoad(t, n, 2)
+				load.Go(func() { churnQueues(t, n, load.stop) })
+				var pauses []time.Duration
+				for i := range upgrades {
+					time.Sleep(time.Duration(i*7%31) * time.Millisecond)
+					pauses = append(pauses, r.upgradeSoc())
+				}
+				load.end()
+				slices.Sort(pauses)
+				t.Logf("guests waited %v to %v", pauses[0], pauses[len(pauses)-1])
 			})
 		}
 	}

@@ -186,20 +186,17 @@ func (r *Runtime) listen(addr fabrics.Address, in api.ListenerSpec) (*listener, 
 		return nil, fault.Errorf(fault.Usage, "", "", "no host may use volume %s yet", volumes[0]).
 			Hint("--allow NQN lets a host in, as in its /etc/nvme/hostnqn; --allow any lets every host in")
 	}
-	rec := listenerRecord{Number: 1, URL: addr.String(), Advertise: in.Advertise, Referrals: in.Referrals, Targets: targets}
-	for r.listeners[rec.Number] != nil {
-		rec.Number++
-	}
+	rec := listenerRecord{URL: addr.String(), Advertise: in.Advertise, Referrals: in.Referrals, Targets: targets}
 	l, err := newListener(rec)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.listenerFacts.Add(l.name()); err != nil {
+	if err := r.number(l, len(volumes) > 0); err != nil {
 		return nil, err
 	}
-	r.listeners[rec.Number] = l
+	r.listeners[l.rec.Number] = l
 	if err := r.fill(l, in, volumes); err != nil {
-		delete(r.listeners, rec.Number)
+		delete(r.listeners, l.rec.Number)
 		r.logFacts(r.listenerFacts.Remove(l.name()))
 		return nil, err
 	}
@@ -209,6 +206,26 @@ func (r *Runtime) listen(addr fabrics.Address, in api.ListenerSpec) (*listener, 
 	return l, nil
 }
 
+// number gives a new listener the lowest number that is free, also among those
+// of other runtimes, and, if it is to have one, whose implicit subsystem is new.
+// r.mu is held.
+func (r *Runtime) number(l *listener, implicit bool) (err error) {
+	for l.rec.Number < maxListener {
+		l.rec.Number++
+		if r.listeners[l.rec.Number] != nil || implicit && r.subsystems[implicitName(l)] != nil {
+			continue
+		}
+		if _, err = r.listenerFacts.Add(l.name()); fault.KindOf(err) != fault.Exists {
+			return err
+		}
+	}
+	return err
+}
+
+// maxListener is the highest number of a listener, which is its Port ID in the
+// discovery log.
+const maxListener = 1<<16 - 1
+
 // fill keeps a new listener, with the subsystem of its volumes if it is for
 // some. r.mu is held.
 func (r *Runtime) fill(l *listener, in api.ListenerSpec, volumes []string) error {
@@ -217,7 +234,7 @@ func (r *Runtime) fill(l *listener, in api.ListenerSpec, volumes []string) error
 		return r.save()
 	}
 	l.rec.Targets = []string{implicitName(l)}
-	spec := api.SubsystemSpec{Name: implicitName(l), Implicit: true, Volumes: volumes, Shared: in.Shared, ReadOnly: in.ReadOnly}
+	spec := api.SubsystemSpec{Name: implicitName(l), UUID: in.UUID, Implicit: true, Volumes: volumes, Shared: in.Shared, ReadOnly: in.ReadOnly}
 	_, err := r.makeSubsystem(spec, in.Allow)
 	return err
 }
@@ -282,6 +299,8 @@ func volumesOnly(in api.ListenerSpec) error {
 		return fault.Errorf(fault.Usage, "", "", "the listener is for %s: --shared is for volumes", of)
 	case in.ReadOnly:
 		return fault.Errorf(fault.Usage, "", "", "the listener is for %s: --read-only is for volumes", of)
+	case in.UUID != "":
+		return fault.Errorf(fault.Usage, "", "", "the listener is for %s: --uuid is for volumes", of)
 	}
 	return nil
 }
@@ -295,11 +314,11 @@ func (r *Runtime) sameListener(l *listener, in api.ListenerSpec, targets, volume
 	same := slices.Equal(l.rec.Targets, targets) && l.rec.Advertise == in.Advertise && slices.Equal(l.rec.Referrals, in.Referrals)
 	if s := r.subsystems[implicitName(l)]; same && len(volumes) > 0 {
 		spec := api.SubsystemSpec{
-			Name: implicitName(l), Implicit: true, Volumes: volumes, Shared: in.Shared, ReadOnly: in.ReadOnly, AllowAny: slices.Contains(in.Allow, api.HostAny),
+			Name: implicitName(l), UUID: in.UUID, Implicit: true, Volumes: volumes, Shared: in.Shared, ReadOnly: in.ReadOnly, AllowAny: slices.Contains(in.Allow, api.HostAny),
 		}
 		// Who may come can be left to what is there.
 		spec.AllowAny = spec.AllowAny || len(in.Allow) == 0 && s != nil && s.rec.AllowAny
-		same = s != nil && sameSubsystem(s, spec) && (len(in.Allow) == 0 || slices.Equal(s.rec.Hosts, hostList(in.Allow)))
+		same = s != nil && s.differs(spec) == "" && (len(in.Allow) == 0 || slices.Equal(s.rec.Hosts, hostList(in.Allow)))
 	}
 	if !same {
 		return nil, fault.Errorf(fault.Exists, "", "", "listener %d has %s already, in another way", l.rec.Number, l.rec.URL).

@@ -75,10 +75,15 @@ func migrate(_ int, old json.RawMessage) (record, error) {
 	return rec, err
 }
 
+// stateFile describes STATE/NAME.json.
+func stateFile(cfg Config) *api.StateFile[record] {
+	return api.NewStateFile[record](cfg.Paths.StateFile(cfg.Name), stateVersion, migrate)
+}
+
 // openRecords opens the state file and the folders of facts.
 func (r *Runtime) openRecords() error {
 	paths := r.cfg.Paths
-	r.state = api.NewStateFile[record](paths.StateFile(r.cfg.Name), stateVersion, migrate)
+	r.state = stateFile(r.cfg)
 	var err error
 	if r.volumeFacts, err = api.OpenFacts(paths.Facts(api.KindVolume), r.cfg.Name); err != nil {
 		return err
@@ -98,7 +103,10 @@ func (r *Runtime) clearFacts() error {
 }
 
 // save keeps what exists. r.mu is held.
-func (r *Runtime) save() error {
+func (r *Runtime) save() error { return r.state.Save(r.record()) }
+
+// record is what exists. r.mu is held.
+func (r *Runtime) record() record {
 	rec := record{Generation: r.generation, Discovery: r.discovery.String()}
 	for _, name := range slices.Sorted(maps.Keys(r.volumes)) {
 		rec.Volumes = append(rec.Volumes, r.volumes[name].spec)
@@ -109,7 +117,7 @@ func (r *Runtime) save() error {
 	for _, n := range slices.Sorted(maps.Keys(r.listeners)) {
 		rec.Listeners = append(rec.Listeners, r.listeners[n].rec)
 	}
-	return r.state.Save(rec)
+	return rec
 }
 
 // showVolume writes the facts of a volume. r.mu is held. Facts follow the

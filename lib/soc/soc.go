@@ -14,6 +14,8 @@
 //	hosts.go       listeners: opened; who is let in there
 //	discovery.go   what hosts are told of them
 //	record.go      what is kept in STATE and what is shown as facts in RUN
+//	setup.go       what is made at every start
+//	successor.go   another program that takes over
 //	stat.go        what was counted
 //	handlers.go    the control API
 //
@@ -51,7 +53,20 @@ type Config struct {
 	Poll poller.Mode
 	// Limits bound what hosts take; fields of 0 have their defaults.
 	Limits target.Limits
-	Log    *slog.Logger
+	// Standby: if another runtime has the name, its end is waited for.
+	Standby bool
+	// Setup makes what is to be there after every start; nil: nothing is. It is
+	// called when the runtime is ready, beside all else, and uses the control API.
+	// An error says that some of it is not there. It returns when ctx ends.
+	Setup func(ctx context.Context) error
+	Log   *slog.Logger
+
+	Ready     func()        // called once it serves; may be nil
+	Succeeded func(pid int) // called at an upgrade, when another process serves; may be nil
+
+	before *before // the runtime that has started this one; nil: none has
+	failed error   // why this runtime goes on after an upgrade
+	kept   *record // what it had before: the other may have migrated its file
 }
 
 // Runtime is a running leap-soc.
@@ -78,11 +93,12 @@ type Runtime struct {
 
 	mu         sync.Mutex
 	volumes    map[string]*vol
-	making     map[string]bool // names of volumes that are being made
+	making     map[string]string // the UUIDs of volumes that are being made, by name
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log
 	discovery  nvme.UUID         // of the discovery subsystem; fixed once load has returned
+	setup      string            // api.SetupNone, ...
 
 	admission     atomic.Pointer[admission]
 	admitted      chan struct{} // closed when leap-wpt has let this runtime in
@@ -94,6 +110,12 @@ type Runtime struct {
 
 	linkMu sync.Mutex
 	client *link.Client // nil while there is no link
+
+	stop      context.CancelFunc // ends this runtime
+	pause     atomic.Int64       // for guests, when it took over; 0: it did not
+	upgradeMu sync.Mutex
+	successor *successor // on standby, or nil
+	last      record     // at the end
 }
 
 // linkWait is how long a start waits for leap-wpt: what it keeps for this
@@ -102,16 +124,45 @@ const linkWait = 5 * time.Second
 
 // Run serves until ctx ends, then stops: nothing more is fetched, what is in
 // flight ends, and every controller stays enabled in leap-wpt for the next
-// runtime.
+// runtime. It does the same at an upgrade, and returns when the next runtime
+// serves.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Name == "" {
 		cfg.Name = api.DefaultRuntime
 	}
+	var err error
+	if cfg.before, err = startedBy(); err != nil {
+		return err
+	}
+	for {
+		r := newRuntime(cfg)
+		err := r.run(ctx)
+		next := r.next()
+		if next == nil {
+			return err
+		}
+		failed := next.takeOver(ctx)
+		if failed == nil {
+			if cfg.Succeeded != nil {
+				cfg.Succeeded(next.cmd.Process.Pid)
+			}
+			return err
+		}
+		cfg.Log.Error("upgrade failed: going on", "err", errors.Join(err, failed))
+		cfg.before, cfg.failed, cfg.kept = nil, failed, &r.last
+	}
+}
+
+// run is one life of a runtime.
+func (r *Runtime) run(ctx context.Context) error {
+	cfg := &r.cfg
 	socket, err := cfg.Paths.RuntimeSocket(cfg.Name)
 	if err != nil {
 		return err
 	}
-	pid, err := api.LockPidFile(cfg.Paths.PidFile(cfg.Name))
+	ctx, r.stop = context.WithCancel(ctx)
+	defer r.stop()
+	pid, err := r.takePlace(ctx)
 	if err != nil {
 		return err
 	}
@@ -121,7 +172,6 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer control.Close()
-	r := newRuntime(cfg)
 	if err := r.openRecords(); err != nil {
 		return err
 	}
@@ -142,23 +192,35 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	r.target = r.newTarget()
 
+	r.beginSetup()
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(control) }()
 	linked := make(chan struct{})
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
 	go r.keepListeners(ctx)
+	var setup sync.WaitGroup
 	err = pid.Ready()
 	if err == nil {
+		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
+		if cfg.Ready != nil {
+			cfg.Ready()
+		}
+		took := make(chan struct{})
+		go func() { defer close(took); r.tookOver(first) }()
 		select {
 		case <-ctx.Done():
 		case err = <-served:
 		}
+		r.stop()
+		<-took
 	}
-	cancel()
+	r.stop()
+	if next := r.next(); next != nil {
+		next.stopping()
+	}
+	setup.Wait()
 	<-r.listenersKept
 	<-linked
 	stop, done := context.WithTimeout(context.Background(), 5*time.Second)
@@ -166,14 +228,51 @@ func Run(ctx context.Context, cfg Config) error {
 	err = errors.Join(err, server.Shutdown(stop))
 	r.refreshes.Wait()
 	r.changes.Wait()
+	r.mu.Lock()
+	r.last = r.record()
+	r.mu.Unlock()
 	return errors.Join(err, r.clearFacts())
+}
+
+// takePlace locks the pid file. On standby it waits for that.
+func (r *Runtime) takePlace(ctx context.Context) (*api.PidFile, error) {
+	path := r.cfg.Paths.PidFile(r.cfg.Name)
+	if !r.cfg.Standby && r.cfg.before == nil {
+		return api.LockPidFile(path)
+	}
+	if err := stateFile(r.cfg).Check(); err != nil {
+		return nil, err
+	}
+	r.log.Info("on standby")
+	r.cfg.before.say("standby")
+	return api.WaitPidFile(ctx, path)
+}
+
+// tookOver tells the runtime before this one that it can go, and finds out how
+// long guests had to wait.
+func (r *Runtime) tookOver(c *link.Client) {
+	if r.cfg.before == nil {
+		return
+	}
+	stopped := r.cfg.before.serving()
+	if stopped.IsZero() {
+		return
+	}
+	if c != nil {
+		if err := r.ports.Settled(c); err != nil {
+			return
+		}
+	}
+	pause := time.Since(stopped)
+	r.pause.Store(int64(pause))
+	r.log.Info("took over", "pause", pause)
 }
 
 // newRuntime makes a runtime that has nothing yet.
 func newRuntime(cfg Config) *Runtime {
 	return &Runtime{
 		cfg: cfg, log: cfg.Log, since: time.Now(),
-		volumes: make(map[string]*vol), making: make(map[string]bool), subsystems: make(map[string]*subsystem),
+		volumes: make(map[string]*vol), making: make(map[string]string), subsystems: make(map[string]*subsystem),
 		listeners: make(map[int]*listener), admitted: make(chan struct{}),
 		listenersKept: make(chan struct{}), listenerWork: make(chan struct{}, 1),
 	}
@@ -264,9 +363,16 @@ func (r *Runtime) publish(kind, name, state, detail string) {
 // info describes the runtime.
 func (r *Runtime) info() api.RuntimeInfo {
 	uring, _ := r.ring()
+	r.mu.Lock()
+	setup := r.setup
+	r.mu.Unlock()
 	info := api.RuntimeInfo{
 		Name: r.cfg.Name, Version: r.cfg.Version, PID: os.Getpid(), Since: r.since, Uptime: time.Since(r.since),
-		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring,
+		Epoch: r.epoch(), Poll: r.cfg.Poll.String(), IOUring: uring, Pause: time.Duration(r.pause.Load()),
+		StateDir: r.cfg.Paths.State, Setup: setup,
+	}
+	if r.cfg.failed != nil {
+		info.UpgradeError = r.cfg.failed.Error()
 	}
 	queues := make(map[string]int)
 	for _, p := range r.ports.List() {

@@ -131,10 +131,14 @@ func (r *Runtime) findSubsystem(name string) (*subsystem, error) {
 func (r *Runtime) createSubsystem(in api.SubsystemSpec) (api.Subsystem, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old, err := r.findSubsystem(in.Name); err == nil {
-		if in.ExistOK && sameSubsystem(old, in) {
-			return r.describeSubsystem(old), nil
+	if old, err := r.findSubsystem(in.Name); err == nil && in.ExistOK {
+		// Who may come can be left to what is there.
+		in.AllowAny = in.AllowAny || old.rec.AllowAny
+		if other := old.differs(in); other != "" {
+			return api.Subsystem{}, fault.Errorf(fault.Exists, "", "", "subsystem %s exists already, %s", old.rec.Name, other).
+				Hint(fmt.Sprintf("`leap-soc subsystem show %s` tells what it is; `leap-soc subsystem delete %[1]s` makes room for another", old.rec.Name))
 		}
+		return r.describeSubsystem(old), nil
 	}
 	s, err := r.makeSubsystem(in, nil)
 	if err != nil {
@@ -149,7 +153,12 @@ func (r *Runtime) makeSubsystem(in api.SubsystemSpec, allow []string) (*subsyste
 	if _, err := r.findSubsystem(in.Name); err == nil {
 		return nil, fault.Errorf(fault.Exists, "", "", "subsystem %s exists already", in.Name)
 	}
-	id := nvme.NewUUID()
+	id := api.UUID(in.UUID)
+	for _, other := range r.subsystems {
+		if other.rec.UUID == id.String() {
+			return nil, fault.Errorf(fault.Exists, "", "", "subsystem %s has the UUID %v", other.rec.Name, id)
+		}
+	}
 	s := &subsystem{rec: subsystemRecord{
 		Name: in.Name, NQN: in.NQN, UUID: id.String(), Implicit: in.Implicit,
 		AllowAny: in.AllowAny || slices.Contains(allow, api.HostAny), Hosts: hostList(allow),
@@ -194,16 +203,30 @@ func (r *Runtime) makeSubsystem(in api.SubsystemSpec, allow []string) (*subsyste
 	return s, nil
 }
 
-// sameSubsystem reports whether the words of a request describe a subsystem
-// that exists.
-func sameSubsystem(s *subsystem, in api.SubsystemSpec) bool {
-	same := (in.NQN == "" || in.NQN == s.rec.NQN) && in.AllowAny == s.rec.AllowAny && in.Implicit == s.rec.Implicit
-	if len(in.Volumes) == 0 {
-		return same && !in.Implicit
+// differs says how a subsystem that exists is other than a request describes it;
+// empty: it is not. Without volumes in the request it may show any.
+func (s *subsystem) differs(in api.SubsystemSpec) string {
+	switch {
+	case in.NQN != "" && in.NQN != s.rec.NQN:
+		return "with NQN " + s.rec.NQN
+	case in.UUID != "" && api.UUID(in.UUID).String() != s.rec.UUID:
+		return "with UUID " + s.rec.UUID
+	case in.AllowAny && !s.rec.AllowAny:
+		return "not for every host"
+	case !in.AllowAny && s.rec.AllowAny:
+		return "for every host"
+	case in.Implicit && !s.rec.Implicit:
+		return "not as implicit"
+	case !in.Implicit && s.rec.Implicit:
+		return "as implicit"
 	}
-	return same && slices.EqualFunc(s.rec.Namespaces, in.Volumes, func(ns namespaceRecord, v string) bool {
+	shows := func(ns namespaceRecord, v string) bool {
 		return ns.Volume == v && ns.Shared == in.Shared && ns.ReadOnly == in.ReadOnly
-	})
+	}
+	if len(in.Volumes) > 0 && !slices.EqualFunc(s.rec.Namespaces, in.Volumes, shows) {
+		return "with other namespaces"
+	}
+	return ""
 }
 
 // mayUse checks that a volume may be used once more: a second use, or a first
@@ -340,7 +363,8 @@ func (r *Runtime) addNamespace(name string, in api.NamespaceSpec) (api.Namespace
 		case same && in.ExistOK && ns.Shared == in.Shared && ns.ReadOnly == in.ReadOnly:
 			return r.describeNamespace(s, ns), nil
 		case in.NSID != 0 && ns.NSID == in.NSID:
-			return api.Namespace{}, fault.Errorf(fault.Exists, "", "", "namespace %s/%d shows volume %s already", s.rec.Name, ns.NSID, ns.Volume)
+			return api.Namespace{}, fault.Errorf(fault.Exists, "", "", "namespace %s/%d shows volume %s already%s", s.rec.Name, ns.NSID, ns.Volume, ns.differs(in)).
+				Hint(fmt.Sprintf("`leap-soc namespace remove %s %d` makes room for another", s.rec.Name, ns.NSID))
 		}
 	}
 	ns := namespaceRecord{NSID: in.NSID, Volume: in.Volume, Shared: in.Shared, ReadOnly: in.ReadOnly}
@@ -371,6 +395,21 @@ func (r *Runtime) addNamespace(name string, in api.NamespaceSpec) (api.Namespace
 	r.changed(s, "changed")
 	r.publish(api.KindNamespace, fmt.Sprintf("%s/%d", s.rec.Name, ns.NSID), "added", ns.Volume)
 	return r.describeNamespace(s, ns), nil
+}
+
+// differs says in what a namespace is other than a request for its volume asks.
+func (ns *namespaceRecord) differs(in api.NamespaceSpec) string {
+	switch {
+	case ns.Volume != in.Volume || !in.ExistOK:
+		return ""
+	case in.Shared && !ns.Shared:
+		return ", not shared"
+	case ns.Shared && !in.Shared:
+		return ", shared"
+	case in.ReadOnly:
+		return ", not read-only"
+	}
+	return ", read-only"
 }
 
 // lowestFree returns the lowest NSID that is free.
@@ -428,13 +467,15 @@ func (r *Runtime) allow(name, host string, deny bool) (api.Subsystem, error) {
 	before := s.rec
 	has := slices.Contains(s.rec.Hosts, host)
 	switch {
+	case host == api.HostAny && s.rec.AllowAny == !deny, host != api.HostAny && has && !deny:
+		return r.describeSubsystem(s), nil // as it is already
 	case host == api.HostAny:
 		s.rec.AllowAny = !deny
 	case deny && !has:
 		return api.Subsystem{}, fault.Errorf(fault.NotFound, "", "", "subsystem %s does not allow host %s", s.rec.Name, host)
 	case deny:
 		s.rec.Hosts = slices.DeleteFunc(slices.Clone(before.Hosts), func(h string) bool { return h == host })
-	case !has:
+	default:
 		s.rec.Hosts = append(slices.Clone(before.Hosts), host)
 		slices.Sort(s.rec.Hosts)
 	}

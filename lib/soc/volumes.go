@@ -85,6 +85,11 @@ func (r *Runtime) watch(v *vol) {
 // is shown as failed, and the subsystems that need it wait.
 func (r *Runtime) load(ctx context.Context) error {
 	rec, err := r.state.Load()
+	if err != nil && r.cfg.kept != nil {
+		// A program that did not take over after all has migrated the file.
+		rec = *r.cfg.kept
+		err = r.state.Save(rec)
+	}
 	if err != nil {
 		return err
 	}
@@ -168,11 +173,11 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 	if _, ok := kinds[in.Kind]; !ok {
 		return api.Volume{}, unknownKind(in.Kind)
 	}
-	v := &vol{stats: stats.NewGroup(), spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: nvme.NewUUID().String(), Options: maps.Clone(map[string]string(in.Options))}}
+	v := &vol{stats: stats.NewGroup(), spec: volume.Spec{Name: in.Name, Kind: in.Kind, UUID: api.UUID(in.UUID).String(), Options: maps.Clone(map[string]string(in.Options))}}
 	if v.spec.Options == nil {
 		v.spec.Options = make(map[string]string)
 	}
-	if old, exists, err := r.reserve(in); exists || err != nil {
+	if old, exists, err := r.reserve(in, v.spec.UUID); exists || err != nil {
 		return old, err
 	}
 	opened, err := r.open(ctx, &v.spec)
@@ -197,26 +202,49 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 	return r.describeVolume(v), nil
 }
 
-// reserve takes the name of a volume that is to be made. It returns the volume
-// that exists already, if it is what was asked for and that is no error.
-func (r *Runtime) reserve(in api.VolumeSpec) (old api.Volume, exists bool, err error) {
+// reserve takes the name and the UUID of a volume that is to be made. It returns
+// the volume that exists already, if it is what was asked for and that is no error.
+func (r *Runtime) reserve(in api.VolumeSpec, uuid string) (old api.Volume, exists bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old := r.volumes[in.Name]; old != nil {
-		if in.ExistOK && sameVolume(old, in) {
-			return r.describeVolume(old), true, nil
+		other := ""
+		if in.ExistOK {
+			if other = old.differs(in); other == "" {
+				return r.describeVolume(old), true, nil
+			}
+			other = ", with " + other
 		}
-		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s exists already", in.Name)
+		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s exists already%s", in.Name, other).
+			Hint(fmt.Sprintf("`leap-soc volume show %s` tells what it is; `leap-soc volume delete %[1]s` makes room for another", in.Name))
 	}
-	if r.making[in.Name] {
+	if r.making[in.Name] != "" {
 		return api.Volume{}, false, beingMade(in.Name)
+	}
+	if other := r.volumeOf(uuid); other != "" {
+		return api.Volume{}, false, fault.Errorf(fault.Exists, "", "", "volume %s has the UUID %s", other, uuid)
 	}
 	// The folder of facts also keeps the name from other runtimes of this RUN.
 	if _, err := r.volumeFacts.Add(in.Name); err != nil {
 		return api.Volume{}, false, err
 	}
-	r.making[in.Name] = true
+	r.making[in.Name] = uuid
 	return api.Volume{}, false, nil
+}
+
+// volumeOf returns the name of the volume with this UUID, or "". r.mu is held.
+func (r *Runtime) volumeOf(uuid string) string {
+	for name, v := range r.volumes {
+		if v.spec.UUID == uuid {
+			return name
+		}
+	}
+	for name, taken := range r.making {
+		if taken == uuid {
+			return name
+		}
+	}
+	return ""
 }
 
 func beingMade(name string) error {
@@ -235,18 +263,26 @@ func (r *Runtime) discard(v *vol, data bool) error {
 	return err
 }
 
-// sameVolume reports whether the words of a request describe a volume that
-// exists: every option given has the value it was made with.
-func sameVolume(v *vol, in api.VolumeSpec) bool {
-	if v.spec.Kind != in.Kind {
-		return false
+// differs says how a volume that exists is other than a request describes it;
+// empty: it is not. What the request leaves out may be anything.
+func (v *vol) differs(in api.VolumeSpec) string {
+	switch {
+	case v.spec.Kind != in.Kind:
+		return "kind " + v.spec.Kind
+	case in.UUID != "" && api.UUID(in.UUID).String() != v.spec.UUID:
+		return "UUID " + v.spec.UUID
 	}
-	for key, value := range in.Options {
-		if have, ok := v.spec.Options[key]; !ok || !sameValue(have, value) {
-			return false
+	for _, key := range slices.Sorted(maps.Keys(in.Options)) {
+		have, ok := v.spec.Options[key]
+		switch {
+		case kinds[v.spec.Kind].Noted(key):
+		case !ok:
+			return "no " + key + "="
+		case !sameValue(have, in.Options[key]):
+			return key + "=" + have
 		}
 	}
-	return true
+	return ""
 }
 
 // sameValue compares two values of an option; sizes are the same in any unit.
@@ -292,7 +328,7 @@ func (r *Runtime) findVolume(name string) (*vol, error) {
 	if v := r.volumes[name]; v != nil {
 		return v, nil
 	}
-	if r.making[name] {
+	if r.making[name] != "" {
 		return nil, beingMade(name)
 	}
 	return nil, fault.Errorf(fault.NotFound, "", "", "no volume %s", name)

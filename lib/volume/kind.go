@@ -3,7 +3,10 @@
 
 package volume
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // Kind is one kind of volume, as `volume create NAME KIND` names it.
 type Kind struct {
@@ -24,6 +27,14 @@ type Key struct {
 	Value   string // what it is: SIZE, PATH, 512|4096
 	Default string // "" if there is none
 	Usage   string // one line, lower case
+	// Noted: it is what a medium that is not the volume's own was like, and
+	// changes with that. A volume that exists is not held against it.
+	Noted bool
+}
+
+// Noted reports whether the key of this name is Noted.
+func (k Kind) Noted(name string) bool {
+	return slices.ContainsFunc(k.Keys, func(key Key) bool { return key.Name == name && key.Noted })
 }
 
 // Spec is a volume as it is kept in the state file: plain data.

@@ -21,14 +21,15 @@ type PortRemove struct {
 
 // mux registers the calls of the control API.
 func (b *Broker) mux() *http.ServeMux {
-	mux := api.NewMux(api.Info{Daemon: "leap-wpt", Version: b.version, PID: os.Getpid()})
+	mux := api.NewMux(api.Info{Daemon: daemon, Version: b.version, PID: os.Getpid()})
 	api.HandleEvents(mux, "GET /v1/events", &b.events)
 	api.Handle(mux, "GET /v1/show", func(context.Context, api.None) (api.WptShow, error) {
 		return api.WptShow{
-			Version: b.version, PID: os.Getpid(), Since: b.since,
+			Version: b.version, PID: os.Getpid(), Since: b.since, Pause: b.pause, UpgradeError: b.upgradeError(),
 			Ports: b.listPorts(), Runtimes: b.listRuntimes(), Kept: b.kept.list(),
 		}, nil
 	})
+	api.Handle(mux, "POST /v1/upgrade", b.upgrade)
 	api.Handle(mux, "GET /v1/ports", func(context.Context, api.None) ([]api.Port, error) { return b.listPorts(), nil })
 	api.Handle(mux, "POST /v1/ports", func(ctx context.Context, spec api.PortSpec) (api.Port, error) {
 		if caller, ok := api.CallerOf(ctx); ok {

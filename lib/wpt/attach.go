@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/qpair"
@@ -90,7 +91,8 @@ func (p *port) attach(rt *runtime) {
 
 // detach asks the holder to give the port up.
 func (p *port) detach() {
-	p.detaching = true
+	p.detaching, p.detachedAt = true, time.Now()
+	p.expect()
 	p.send(qpair.Message{Kind: qpair.MsgDetach, Port: p.id})
 }
 
@@ -192,6 +194,7 @@ func (p *port) tellUnmapped(gone []region) (last uint64) {
 			continue
 		}
 		last = p.unmaps.next()
+		p.expect()
 		if len(p.unmaps.open) > maxUnmaps {
 			p.holder.fail(errNotAnswering)
 		}
@@ -219,9 +222,10 @@ func (p *port) tellVector(v change) {
 // unmapWaits are the MsgUnmap of a port that wait for their answers, which come
 // in any order.
 type unmapWaits struct {
-	sent uint64              // the last number
-	open map[uint64]struct{} // not answered
-	late uint64              // the highest that was not answered in time
+	sent  uint64              // the last number
+	open  map[uint64]struct{} // not answered
+	since time.Time           // when open was empty, or got smaller, last
+	late  uint64              // the highest that was not answered in time
 }
 
 // maxUnmaps is how many answers a runtime may owe.
@@ -230,6 +234,9 @@ const maxUnmaps = 4096
 func (w *unmapWaits) next() uint64 {
 	if w.open == nil {
 		w.open = make(map[uint64]struct{})
+	}
+	if len(w.open) == 0 {
+		w.since = time.Now()
 	}
 	w.sent++
 	w.open[w.sent] = struct{}{}
@@ -255,6 +262,7 @@ func (p *port) unmapped(rt *runtime, id uint64) {
 	defer p.mu.Unlock()
 	if p.holder == rt {
 		delete(p.unmaps.open, id)
+		p.unmaps.since = time.Now()
 		p.notify()
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -166,7 +167,7 @@ func (p *port) writeCC(cc nvme.CC) {
 	}
 	atomic.StoreUint32(&r.CC, uint32(cc))
 	if edge {
-		atomic.AddUint64(&r.ResetGen, 1)
+		p.resetEdge()
 	}
 	p.settle()
 	raise(p.kick)
@@ -184,7 +185,7 @@ func (p *port) resetFunction() {
 	atomic.StoreUint64(&r.ASQ, 0)
 	atomic.StoreUint64(&r.ACQ, 0)
 	atomic.StoreUint32(&r.INTM, 0)
-	atomic.AddUint64(&r.ResetGen, 1)
+	p.resetEdge()
 	p.functionReset = true
 	if p.client != nil {
 		p.client.dropRelays()
@@ -192,6 +193,16 @@ func (p *port) resetFunction() {
 	p.settle()
 	raise(p.kick)
 	p.publish()
+}
+
+// resetEdge begins a reset generation, which the runtime has to acknowledge. The
+// caller holds mu.
+func (p *port) resetEdge() {
+	if p.acknowledged() {
+		p.edge = time.Now()
+	}
+	atomic.AddUint64(&p.regs.Page.ResetGen, 1)
+	p.expect()
 }
 
 // acknowledged reports whether all I/O of earlier generations has ended. The

@@ -64,6 +64,12 @@ type Broker struct {
 	since   time.Time
 	limits  limits
 
+	pause time.Duration // for guests, when this program took over; else 0
+
+	upgrades  chan string // a program that is to take over
+	upgradeMu sync.Mutex
+	failure   error // of the last upgrade
+
 	pid    *api.PidFile
 	facts  *api.Facts
 	events api.Events
@@ -72,7 +78,10 @@ type Broker struct {
 	links  *net.UnixListener
 	kept   keptFiles
 
-	closing chan struct{}
+	control *net.UnixListener // the server's
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closing <-chan struct{} // of ctx
 	wg      sync.WaitGroup
 	ended   chan error // the API server has ended
 
@@ -98,23 +107,31 @@ func Open(config Config) (*Broker, error) { return open(config, defaultLimits) }
 func open(config Config, limits limits) (*Broker, error) {
 	b := &Broker{
 		log: config.Logger, paths: config.Paths, version: config.Version, since: time.Now(), limits: limits,
-		closing:  make(chan struct{}),
 		ended:    make(chan error, 1),
+		upgrades: make(chan string, 1),
+		failure:  config.failed,
 		failed:   make(map[string]record),
 		ports:    make(map[string]*port),
 		byID:     make(map[uint32]*port),
 		runtimes: make(map[string]*runtime),
 	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.closing = b.ctx.Done()
 	if b.log == nil {
 		b.log = slog.Default()
 	}
-	if err := b.start(); err != nil {
+	start := b.start
+	if config.before != nil {
+		start = func() error { return b.restore(config.before) }
+	}
+	if err := start(); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
 }
 
-// start is Open; what it leaves behind on an error is Close's.
+// start is Open without a program before; what it leaves behind on an error is
+// Close's.
 func (b *Broker) start() (err error) {
 	if b.pid, err = api.LockPidFile(b.paths.PidFile("wpt")); err != nil {
 		return err
@@ -125,8 +142,7 @@ func (b *Broker) start() (err error) {
 	if err := b.facts.Clear(); err != nil {
 		return err
 	}
-	b.file = api.NewStateFile[state](b.paths.StateFile("wpt"), stateVersion, nil)
-	stored, err := b.file.Load()
+	stored, err := b.loadState()
 	if err != nil {
 		return err
 	}
@@ -144,15 +160,31 @@ func (b *Broker) start() (err error) {
 	if err != nil {
 		return err
 	}
-	b.server = api.NewServer(b.mux())
-	b.wg.Go(func() { b.ended <- b.server.Serve(control) })
+	b.serve(control)
 	return b.pid.Ready()
+}
+
+// stateFile describes STATE/wpt.json.
+func stateFile(paths api.Paths) *api.StateFile[state] {
+	return api.NewStateFile[state](paths.StateFile("wpt"), stateVersion, nil)
+}
+
+func (b *Broker) loadState() (state, error) {
+	b.file = stateFile(b.paths)
+	return b.file.Load()
+}
+
+// serve serves the control API, which owns l.
+func (b *Broker) serve(l *net.UnixListener) {
+	b.control, b.server = l, api.NewServer(b.mux())
+	server := b.server
+	b.wg.Go(func() { b.ended <- server.Serve(l) })
 }
 
 // Close ends everything: guests lose their drives, and runtimes their links.
 func (b *Broker) Close() error {
 	var errs []error
-	close(b.closing)
+	b.cancel()
 	if b.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
 		errs = append(errs, b.server.Shutdown(ctx))
@@ -164,7 +196,7 @@ func (b *Broker) Close() error {
 	b.linkMu.Lock()
 	for _, rt := range b.runtimes {
 		rt.fence.Close()
-		rt.link.Close()
+		rt.endLink()
 	}
 	b.linkMu.Unlock()
 	b.wg.Wait()
@@ -278,7 +310,8 @@ func (b *Broker) addPort(spec api.PortSpec, caller *api.Caller) (api.Port, error
 			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists")
 		}
 		if what := p.differs(spec); what != "" {
-			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists with another %s", what)
+			return api.Port{}, fault.Errorf(fault.Exists, op, spec.Name, "the port exists, with %s", what).
+				Hint("`leap-wpt port remove " + spec.Name + "`, when no guest has it, makes room for another")
 		}
 		return p.show(), nil
 	}
@@ -318,7 +351,7 @@ func newRecord(spec api.PortSpec, caller *api.Caller) record {
 	return r
 }
 
-// differs names the first thing in which the port is not what spec asks for.
+// differs says what the port has in the first thing that is not as spec asks for.
 // What spec leaves out may be anything.
 func (p *port) differs(spec api.PortSpec) string {
 	p.mu.Lock()
@@ -330,7 +363,7 @@ func (p *port) differs(spec api.PortSpec) string {
 		{"runtime", spec.Runtime, p.record.Runtime},
 	} {
 		if f.want != "" && f.want != f.have {
-			return f.name
+			return f.name + " " + cmp.Or(f.have, "-")
 		}
 	}
 	return ""

@@ -18,7 +18,10 @@ import (
 )
 
 // quick are limits for tests in which a runtime is slow on purpose.
-var quick = limits{unmap: 200 * time.Millisecond, reset: 300 * time.Millisecond, room: 200 * time.Millisecond}
+var quick = limits{
+	unmap: 200 * time.Millisecond, reset: 300 * time.Millisecond, room: 200 * time.Millisecond,
+	patience: 50 * time.Millisecond, alive: time.Minute,
+}
 
 // testPaths makes folders whose sockets have short names.
 func testPaths(t testing.TB) api.Paths {

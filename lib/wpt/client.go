@@ -80,6 +80,7 @@ func (r *request) close() { qpair.CloseFDs(r.takeFDs()) }
 type client struct {
 	port     *port
 	conn     *vfiouser.Conn
+	socket   *net.UnixConn // of conn
 	relays   *relayer
 	requests chan request
 	done     chan struct{} // closed by end
@@ -89,7 +90,9 @@ type client struct {
 
 	// Guarded by port.mu.
 	negotiated bool
-	refusedOne bool // a second client was turned away, and that was logged
+	refusedOne bool            // a second client was turned away, and that was logged
+	leaving    bool            // another program goes on with the connection
+	left       *clientHandover // and this is what it gets
 
 	// Of the handler.
 	request request
@@ -100,9 +103,14 @@ type client struct {
 }
 
 func newClient(p *port, socket *net.UnixConn) *client {
+	p.log.Info("client connected", "pid", peerPID(socket), "process", processName(peerPID(socket)))
+	return openClient(p, socket)
+}
+
+func openClient(p *port, socket *net.UnixConn) *client {
 	conn := vfiouser.NewConn(socket, vfiouser.Limits{MaxData: maxData, MaxFDs: maxFDs, WriteTimeout: sendLimit})
 	c := &client{
-		port: p, conn: conn,
+		port: p, conn: conn, socket: socket,
 		relays:   newRelayer(conn),
 		requests: make(chan request, requestQueue),
 		done:     make(chan struct{}),
@@ -112,16 +120,29 @@ func newClient(p *port, socket *net.UnixConn) *client {
 	return c
 }
 
-// run serves the connection until it ends.
+// run serves the connection until it ends, or is left to another program.
 func (c *client) run() {
-	c.port.log.Info("client connected", "pid", c.pid, "process", c.name)
-	var wg sync.WaitGroup
-	wg.Go(c.handle)
-	wg.Go(func() { c.relays.run(c.done) })
+	var handler, relays sync.WaitGroup
+	handler.Go(c.handle)
+	relays.Go(func() { c.relays.run(c.done) })
 	err := c.read()
-	c.end()
+	left := errors.Is(err, errLeaving)
+	if !left {
+		c.end()
+	}
 	close(c.requests)
-	wg.Wait()
+	handler.Wait()
+	if left {
+		c.relays.mute()
+		c.ending.Do(func() { close(c.done) })
+	}
+	relays.Wait()
+	if left {
+		if err = c.leave(); err == nil {
+			return
+		}
+		c.end()
+	}
 	c.port.disconnected(c)
 	log := c.port.log.With("pid", c.pid, "refused", c.faults)
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
@@ -139,12 +160,15 @@ func (c *client) end() {
 
 // read hands on messages until the connection ends.
 func (c *client) read() error {
-	if err := c.conn.SetReadDeadline(time.Now().Add(negotiateLimit)); err != nil {
+	if err := c.limitReading(); err != nil {
 		return err
 	}
 	for {
 		m, err := c.conn.ReadMessage()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if c.isLeaving() {
+				return errLeaving
+			}
 			return errors.New("no VERSION in time")
 		}
 		if err != nil {
@@ -164,6 +188,25 @@ func (c *client) read() error {
 			return net.ErrClosed
 		}
 	}
+}
+
+// limitReading gives a client that has not negotiated its time for that.
+func (c *client) limitReading() error {
+	c.port.mu.Lock()
+	defer c.port.mu.Unlock()
+	switch {
+	case c.leaving:
+		return nil // the reader is to stop
+	case c.negotiated:
+		return c.conn.SetReadDeadline(time.Time{})
+	}
+	return c.conn.SetReadDeadline(time.Now().Add(negotiateLimit))
+}
+
+func (c *client) isLeaving() bool {
+	c.port.mu.Lock()
+	defer c.port.mu.Unlock()
+	return c.leaving
 }
 
 // handle carries out commands in order until the reader has ended.

@@ -25,6 +25,13 @@ import (
 // rawClient connects without a word.
 func rawClient(t testing.TB, p *port) *vfiouser.Conn {
 	t.Helper()
+	c, _ := rawConn(t, p)
+	return c
+}
+
+// rawConn is rawClient, and the socket beneath.
+func rawConn(t testing.TB, p *port) (*vfiouser.Conn, *net.UnixConn) {
+	t.Helper()
 	socket, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: p.socket, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +41,7 @@ func rawClient(t testing.TB, p *port) *vfiouser.Conn {
 		c.Close()
 		c.ReadMessage() // closes the descriptors of the last message
 	})
-	return c
+	return c, socket
 }
 
 // call sends a command and reads messages up to its reply.

@@ -21,20 +21,26 @@
 //	relay.go    DMA_READ and DMA_WRITE on behalf of a runtime
 //	attach.go   which runtime serves a port, and what it is told
 //	link.go     the link server and its runtimes
+//	alive.go    whether a runtime that is waited for still runs
 //	kept.go     files that runtimes leave in our care
 //	outbox.go   messages to a runtime, in order, never blocking the sender
 //	broker.go   all ports and runtimes; the state file
 //	api.go      the control API
 //	qemu.go     QEMU's arguments for a port
 //	run.go      the daemon
+//	upgrade.go  another program for the same process: whether it can take over,
+//	handover.go what it gets,
+//	leave.go    how this one stops, and
+//	restore.go  how the other one goes on
 //
 // # Goroutines and locks
 //
 // A port has one goroutine that accepts; a connection has a reader, a handler
-// and a relayer; a link has a reader, a writer and one that waits for the fence.
-// The handler answers commands in order and never waits for a message that was
-// sent to the client, since QEMU serves those only between its own requests.
-// All waits are bounded, so that each command is answered within 5 s.
+// and a relayer; a link has a reader, a writer, one that waits for the fence, and
+// one that asks whether the runtime is alive. The handler answers commands in
+// order and never waits for a message that was sent to the client, since QEMU
+// serves those only between its own requests. All waits are bounded, so that each
+// command is answered within 5 s.
 //
 // Broker.admin serialises changes of the configuration. A port's mu guards the
 // port. Broker.mu, Broker.linkMu and an outbox's mu are held for moments and

@@ -111,3 +111,25 @@ func (k *keptFiles) close() {
 	}
 	k.fds = nil
 }
+
+// take gives up everything to the caller.
+func (k *keptFiles) take() []keptHandover {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var all []keptHandover
+	for at, fd := range k.fds {
+		all = append(all, keptHandover{Runtime: at.runtime, Name: at.name, File: fd})
+	}
+	k.fds = nil
+	return all
+}
+
+// put takes what take gave.
+func (k *keptFiles) put(all []keptHandover) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fds = make(map[keptName]int, len(all))
+	for _, f := range all {
+		k.fds[keptName{f.Runtime, f.Name}] = f.File
+	}
+}

@@ -45,11 +45,16 @@ type runtime struct {
 	pid    int
 	epoch  uint64
 	since  time.Time
-	link   *qpair.Link
+	link   *qpair.Link // nil: it has ended before this program began
 	out    *outbox
 	fence  *os.File      // read end
+	left   int           // a duplicate of it for the program that follows; noFD: none
 	ended  chan struct{} // closed: the link has ended
 	gone   chan struct{} // closed: gone
+
+	process  int           // pidfd; noFD: none
+	expected chan struct{} // a port waits for it
+	pongs    chan uint64   // answers to pings
 
 	mu     sync.Mutex
 	reason error // why we ended the link, nil: the runtime did
@@ -72,7 +77,19 @@ func (rt *runtime) fail(err error) {
 		rt.reason = err
 	}
 	rt.mu.Unlock()
-	rt.link.Close()
+	rt.endLink()
+}
+
+func (rt *runtime) closeProcess() {
+	if rt.process >= 0 {
+		unix.Close(rt.process)
+	}
+}
+
+func (rt *runtime) endLink() {
+	if rt.link != nil {
+		rt.link.Close()
+	}
 }
 
 // why returns what ended the link.
@@ -112,7 +129,9 @@ func (b *Broker) acceptLinks() {
 func (b *Broker) serveLink(conn *net.UnixConn) {
 	link := qpair.NewLink(conn)
 	defer link.Close()
+	stop := context.AfterFunc(b.ctx, func() { link.Close() })
 	name, status, err := hello(conn, link)
+	stop()
 	if err != nil {
 		b.log.Warn("link refused", "pid", peerPID(conn), "err", err)
 		return
@@ -160,11 +179,17 @@ func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno
 
 // admit makes the runtime of this name. It waits for the one before it to be
 // gone if its link has ended; otherwise the new one is refused with EBUSY.
-func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (*runtime, unix.Errno) {
+func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (admitted *runtime, _ unix.Errno) {
 	rt := &runtime{
 		broker: b, name: name, pid: peerPID(conn), link: link, since: time.Now(),
-		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}),
+		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}), left: noFD,
+		process: peerProcess(conn), expected: make(chan struct{}, 1), pongs: make(chan uint64, 1),
 	}
+	defer func() {
+		if admitted == nil {
+			rt.closeProcess()
+		}
+	}()
 	write, err := rt.makeFence()
 	if err != nil {
 		b.log.Error("making a fence", "err", err)
@@ -205,6 +230,10 @@ func (b *Broker) register(rt *runtime) unix.Errno {
 	for {
 		b.linkMu.Lock()
 		before := b.runtimes[rt.name]
+		if b.ctx.Err() != nil {
+			b.linkMu.Unlock()
+			return unix.ESHUTDOWN
+		}
 		if before == nil {
 			b.epoch++
 			rt.epoch = b.epoch
@@ -229,6 +258,9 @@ func (b *Broker) unregister(rt *runtime) {
 	b.linkMu.Lock()
 	defer b.linkMu.Unlock()
 	delete(b.runtimes, rt.name)
+	if rt.left != noFD {
+		unix.Close(rt.left)
+	}
 }
 
 // runtime returns the runtime of this name whose link is alive, or nil.
@@ -255,6 +287,7 @@ func (rt *runtime) serve() {
 	})
 	fenced := false
 	wg.Go(func() { fenced = rt.watchFence() })
+	wg.Go(rt.watch)
 	for _, p := range b.allPorts() {
 		p.reconcile()
 	}
@@ -263,19 +296,36 @@ func (rt *runtime) serve() {
 	rt.out.close()
 	rt.fail(err)
 	close(rt.ended)
-	if err := rt.why(); errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) {
+	why := rt.why()
+	switch {
+	case errors.Is(why, net.ErrClosed), errors.Is(why, unix.EPIPE), why == errLeaving:
 		log.Info("runtime disconnected")
-	} else {
-		log.Warn("runtime disconnected", "err", err)
+	default:
+		log.Warn("runtime disconnected", "err", why)
 	}
-	for _, p := range b.allPorts() {
-		p.abandoned(rt)
+	if why != errLeaving {
+		for _, p := range b.allPorts() {
+			p.abandoned(rt)
+		}
 	}
 	wg.Wait()
+	rt.end(fenced, log)
+}
+
+// await waits until a runtime is gone whose link has ended.
+func (rt *runtime) await() {
+	log := rt.broker.log.With("runtime", rt.name, "pid", rt.pid, "epoch", rt.epoch)
+	rt.end(rt.watchFence(), log)
+}
+
+// end is the end of a runtime, which is gone if it was fenced.
+func (rt *runtime) end(fenced bool, log *slog.Logger) {
 	rt.fence.Close()
+	rt.closeProcess()
 	if !fenced {
 		return // leap-wpt ends: nothing more is granted to anyone
 	}
+	b := rt.broker
 	b.unregister(rt)
 	close(rt.gone)
 	log.Info("runtime gone")
@@ -292,7 +342,7 @@ func (rt *runtime) watchFence() bool {
 	var b [64]byte
 	for {
 		if _, err := rt.fence.Read(b[:]); err != nil {
-			rt.link.Close()
+			rt.endLink()
 			return !errors.Is(err, os.ErrClosed)
 		}
 	}
@@ -326,6 +376,9 @@ func (rt *runtime) receive(m *qpair.Message, data []byte, fds []int) error {
 	switch m.Kind {
 	case qpair.MsgKeep, qpair.MsgFetch, qpair.MsgDrop:
 		return rt.care(m, fds)
+	case qpair.MsgPong:
+		rt.pong(m.ID)
+		return nil
 	case qpair.MsgDetached, qpair.MsgUnmapped, qpair.MsgStatus, qpair.MsgRelayRead, qpair.MsgRelayWrite:
 	default:
 		return fmt.Errorf("unexpected message %d", m.Kind)

@@ -42,8 +42,9 @@ type port struct {
 
 	mapped bool // the doorbell page is mapped into the guest
 
-	listener *net.UnixListener
-	wg       sync.WaitGroup // accepting, and the clients
+	listener  *net.UnixListener
+	accepting sync.WaitGroup
+	wg        sync.WaitGroup // the clients
 
 	mu            sync.Mutex
 	record        record
@@ -62,14 +63,17 @@ type port struct {
 	detaching bool    // the holder was asked to give the port up
 	unmaps    unmapWaits
 
+	// Since when the holder is waited for, where it is.
+	edge, detachedAt time.Time
+
 	// As published in the facts.
 	shown string
 	since time.Time
 }
 
-// newPort makes the shared pages of a port. listen lets clients in.
-func newPort(b *Broker, id uint32, r record) (*port, error) {
-	p := &port{
+// makePort makes a port without its shared pages.
+func makePort(b *Broker, id uint32, r record) *port {
+	return &port{
 		broker: b, id: id, name: r.Name, record: r,
 		log:     b.log.With("port", r.Name),
 		mapped:  r.Doorbells == api.DoorbellsMap,
@@ -79,6 +83,11 @@ func newPort(b *Broker, id uint32, r record) (*port, error) {
 		kick:    noFD,
 		since:   time.Now(),
 	}
+}
+
+// newPort makes a port with new shared pages. listen lets clients in.
+func newPort(b *Broker, id uint32, r record) (*port, error) {
+	p := makePort(b, id, r)
 	p.config.reset()
 	err := p.makePages()
 	if err != nil {
@@ -149,7 +158,7 @@ func (p *port) listen() error {
 	p.mu.Lock()
 	p.publish()
 	p.mu.Unlock()
-	p.wg.Go(p.accept)
+	p.accepting.Go(p.accept)
 	return nil
 }
 
@@ -244,6 +253,7 @@ func (p *port) close() error {
 	if c != nil {
 		c.end()
 	}
+	p.accepting.Wait()
 	p.wg.Wait()
 	p.mu.Lock()
 	p.holder = nil

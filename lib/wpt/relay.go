@@ -59,6 +59,7 @@ type relayer struct {
 	nextID uint16
 	pieces map[uint16]*piece
 	active map[*relay]struct{} // queued or under way
+	muted  bool                // nobody is answered any more
 	stale  atomic.Int32
 }
 
@@ -101,8 +102,18 @@ func (q *relayer) run(done <-chan struct{}) {
 func (q *relayer) finish(r *relay, err error) {
 	q.mu.Lock()
 	delete(q.active, r)
+	muted := q.muted
 	q.mu.Unlock()
-	r.runtime.relayed(r, err)
+	if !muted {
+		r.runtime.relayed(r, err)
+	}
+}
+
+// mute has requests end without an answer: that of the link tells more.
+func (q *relayer) mute() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.muted = true
 }
 
 // cancel answers EIO to all that wait, after run has ended and when nobody can
@@ -283,4 +294,13 @@ func (p *port) admitRelay(r *relay, size uint64, need uint32) error {
 		return unix.EFAULT
 	}
 	return p.client.relays.start(r)
+}
+
+// owed has the client's answer to a piece that another program sent be expected,
+// by nobody.
+func (q *relayer) owed(h pieceHandover) {
+	q.pieces[h.ID] = &piece{command: h.Command, done: make(chan error, 1), stale: h.Stale}
+	if h.Stale {
+		q.stale.Add(1)
+	}
 }

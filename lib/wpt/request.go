@@ -15,15 +15,22 @@ import (
 	"github.com/leapio/leapio/lib/vfiouser"
 )
 
-// limits is how long the answer to a command may wait for the runtime.
+// limits is how long the answer to a command may wait for the runtime, and how
+// long a runtime is waited for before it is asked whether it is alive.
 type limits struct {
-	unmap time.Duration // for its answer to MsgUnmap
-	reset time.Duration // for the end of its I/O
-	room  time.Duration // for it to read its link
+	unmap    time.Duration // for its answer to MsgUnmap
+	reset    time.Duration // for the end of its I/O
+	room     time.Duration // for it to read its link
+	patience time.Duration // before a ping
+	alive    time.Duration // for its answer to that
 }
 
-// defaultLimits fit into the 5 s that QEMU gives each command.
-var defaultLimits = limits{unmap: 2 * time.Second, reset: 4 * time.Second, room: 2 * time.Second}
+// defaultLimits: the first three fit into the 5 s that QEMU gives each command.
+// A machine can be so busy that a live process does not run for a second.
+var defaultLimits = limits{
+	unmap: 2 * time.Second, reset: 4 * time.Second, room: 2 * time.Second,
+	patience: 2 * time.Second, alive: 5 * time.Second,
+}
 
 // command carries out one command of a client, as execute describes.
 type command func(c *client, payload []byte) (reply [][]byte, fd int, err error)
@@ -84,8 +91,10 @@ func (c *client) version(payload []byte) ([][]byte, int, error) {
 	p := c.port
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
-		return nil, noFD, err
+	if !c.leaving {
+		if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
+			return nil, noFD, err
+		}
 	}
 	c.negotiated = true
 	atomic.StoreUint32(&p.regs.Page.Client, 1)

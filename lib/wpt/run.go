@@ -21,35 +21,65 @@ type Config struct {
 	Version string       // of this build, for the control API
 	Logger  *slog.Logger // default: slog.Default
 	Ready   func()       // called once everything serves; may be nil
+
+	before *handover // what a program before this one has left; nil: there was none
+	failed error     // why this program goes on where it had stopped itself
 }
 
 // Run is the daemon: it serves until ctx ends, or until TERM or INT, which are
-// refused once while guests are attached (see Stopper). HUP is ignored.
+// refused once while guests are attached (see Stopper). HUP is ignored. An
+// upgrade replaces the program in place; Run does not return then.
 func Run(ctx context.Context, config Config) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
-	b, err := Open(config)
-	if err != nil {
+	var err error
+	if config.before, err = inherited(); err != nil {
 		return err
 	}
-	if config.Ready != nil {
-		config.Ready()
+	for {
+		b, err := Open(config)
+		if err != nil {
+			return err
+		}
+		if config.Ready != nil {
+			config.Ready()
+		}
+		config.before, err = serve(ctx, b, signals)
+		if config.before == nil {
+			return err
+		}
+		config.failed = err
 	}
+}
+
+// serve serves until the end, or until a program could not be replaced: then it
+// returns what to go on with, and why.
+func serve(ctx context.Context, b *Broker, signals <-chan os.Signal) (*handover, error) {
 	stopper := Stopper{Broker: b}
 	for {
 		select {
 		case <-ctx.Done():
-			return b.Close()
+			return nil, b.Close()
 		case err := <-b.ended:
 			if cerr := b.Close(); err == nil {
 				err = cerr
 			}
-			return err
+			return nil, err
 		case sig := <-signals:
 			if stopper.Stop(sig) {
-				return b.Close()
+				return nil, b.Close()
 			}
+		case path := <-b.upgrades:
+			h, err := b.leave()
+			if err != nil {
+				b.log.Error("upgrade failed", "binary", path, "err", err)
+				b.upgradeFailed(err)
+				continue
+			}
+			err = h.exec(path)
+			b.log.Error("upgrade failed", "binary", path, "err", err)
+			return h, err
 		}
 	}
 }

@@ -28,6 +28,7 @@ type fakeRuntime struct {
 
 	holdResets atomic.Bool // resets are not acknowledged
 	deaf       atomic.Bool // MsgUnmap and MsgDetach are not answered
+	hung       atomic.Bool // nor is MsgPing
 
 	mu      sync.Mutex
 	ports   map[uint32]*fakePort
@@ -176,6 +177,11 @@ func (rt *fakeRuntime) receive(m qpair.Message, data []byte, fds []int) {
 	switch m.Kind {
 	case qpair.MsgAttach:
 		rt.attach(m, fds)
+		return
+	case qpair.MsgPing:
+		if !rt.hung.Load() {
+			rt.link.Send(&qpair.Message{Kind: qpair.MsgPong, ID: m.ID}, nil)
+		}
 		return
 	case qpair.MsgRelayed, qpair.MsgKept:
 		a := answer{status: m.Status, data: data, fd: -1}

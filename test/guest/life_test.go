@@ -7,6 +7,7 @@ package guest_test
 
 import (
 	"errors"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -100,32 +101,45 @@ healthy
 	r.tool("xfs_repair", "-n", "-f", r.image("d2"))
 }
 
-// The runtime starts after the guest and goes and comes under it, while fio checks
-// all that it reads. The guest sees pauses, nothing else.
-func TestRuntimeRestarts(t *testing.T) {
+// Daemons go and come under a guest while fio checks all that it reads: the
+// runtime, which starts after the guest, or the broker, which another program
+// replaces. The guest sees pauses, nothing else.
+func TestRestarts(t *testing.T) {
+	stop := func(r *rig) {
+		r.soc.stop()
+		r.soc.start()
+	}
+	kill := func(r *rig) {
+		r.soc.kill()
+		r.soc.start()
+	}
+	upgrade := func(r *rig) { r.leap("leap-wpt upgrade " + filepath.Join(bin, "leap-wpt")) }
 	for _, test := range []struct {
 		name   string
 		memory sharing
 		append string
-		end    func(*daemon)
+		step   func(*rig)
 		all    bool // among all only
 	}{
-		{"stopped", shared, "", (*daemon).stop, false},
-		{"killed,intx", shared, "pci=nomsi", (*daemon).kill, false},
-		{"stopped,intx", shared, "pci=nomsi", (*daemon).stop, true},
-		{"killed", shared, "", (*daemon).kill, true},
-		{"stopped,shareoff", shareOff, "", (*daemon).stop, true},
-		{"killed,shareoff", shareOff, "", (*daemon).kill, true},
+		{"stopped", shared, "", stop, false},
+		{"killed,intx", shared, "pci=nomsi", kill, false},
+		{"upgrade", shared, "", upgrade, false},
+		{"stopped,intx", shared, "pci=nomsi", stop, true},
+		{"killed", shared, "", kill, true},
+		{"stopped,shareoff", shareOff, "", stop, true},
+		{"killed,shareoff", shareOff, "", kill, true},
+		{"upgrade,intx", shared, "pci=nomsi", upgrade, true},
+		{"upgrade,shareoff", shareOff, "", upgrade, true},
 	} {
 		if all || !test.all {
-			t.Run(test.name, func(t *testing.T) { testRestarts(t, test.memory, test.append, test.end) })
+			t.Run(test.name, func(t *testing.T) { testRestarts(t, test.memory, test.append, test.step) })
 		}
 	}
 }
 
-// testRestarts restarts the runtime of a machine whose memory is shared or not and
-// whose kernel is told something; end ends it.
-func testRestarts(t *testing.T, memory sharing, words string, end func(*daemon)) {
+// testRestarts takes a step again and again under a machine whose memory is shared
+// or not and whose kernel is told something.
+func testRestarts(t *testing.T, memory sharing, words string, step func(*rig)) {
 	r := newRig(t)
 	r.leap("leap-soc volume create d1 file size=64M")
 	r.leap("leap-qmap map vm1 d1")
@@ -152,8 +166,7 @@ healthy
 	r.line(vm, "^up$")
 	for range 6 {
 		time.Sleep(1500 * time.Millisecond)
-		end(r.soc)
-		r.soc.start()
+		step(r)
 	}
 	time.Sleep(time.Second)
 	if got := r.port("vm1").ClientPID; got != vm.Pid() {

@@ -29,7 +29,7 @@ func commands() map[string]*cli.Command {
 // word chooses, and returns the exit code.
 func Main(args []string) int {
 	status := 0 // of the command that serve ran
-	root := command(&status)
+	root := whole(&status)
 	for _, tree := range commands() {
 		if filepath.Base(args[0]) == tree.Name {
 			root = tree
@@ -41,9 +41,9 @@ func Main(args []string) int {
 	return status
 }
 
-// command is the tree of leapio. The status of the command that serve runs goes
+// whole is the tree of leapio. The status of the command that serve runs goes
 // to *status.
-func command(status *int) *cli.Command {
+func whole(status *int) *cli.Command {
 	trees := commands()
 	root := &cli.Command{
 		Name:  "leapio",

@@ -24,12 +24,12 @@ func TestManPage(t *testing.T) {
 // TestTrees: the multi-call tree as a whole is well-formed, and has the verbs of
 // all commands.
 func TestTrees(t *testing.T) {
-	result := clitest.Run(t, command(new(int)), nil, "soc", "volume", "--help")
+	result := clitest.Run(t, whole(new(int)), nil, "soc", "volume", "--help")
 	if result.Code != 0 || !strings.HasPrefix(result.Stdout, "usage: leapio soc volume [OPTION...] VERB\n") {
 		t.Errorf("got %+v", result)
 	}
 	verbs := make(map[string]bool)
-	for _, v := range cli.Describe(command(new(int))).Verbs {
+	for _, v := range cli.Describe(whole(new(int))).Verbs {
 		verbs[v.Verb] = true
 	}
 	for word, tree := range commands() {

@@ -19,8 +19,8 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command"
 	"github.com/leapio/leapio/lib/command/qmap"
-	"github.com/leapio/leapio/lib/command/soc"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/wpt"
@@ -81,7 +81,7 @@ func (s *serving) serve(ctx context.Context, call *cli.Call) (err error) {
 	if call.IsSet("run") && strings.TrimSpace(s.run) == "" {
 		return fault.Errorf(fault.Usage, "", "", "--run: there is no command in it")
 	}
-	spec, err := soc.ParseVolume(append([]string{s.name}, call.Args...))
+	spec, err := command.ParseVolume(append([]string{s.name}, call.Args...))
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (s *serving) wire(ctx context.Context, paths api.Paths, spec api.VolumeSpec
 	if err != nil {
 		return out, err
 	}
-	if _, err := soc.CreateVolume(ctx, client, spec); err != nil {
+	if _, err := command.CreateVolume(ctx, client, spec); err != nil {
 		return out, err
 	}
 	if err := qmap.Map(ctx, paths, qmap.Request{Port: s.name, Targets: []string{s.name}, Doorbells: s.doorbells}); err != nil {

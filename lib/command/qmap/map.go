@@ -26,6 +26,7 @@ type Request struct {
 	Doorbells string   // api.DoorbellsTrap, ...; default: as the port has it
 	Shared    bool     // the volumes may be in use elsewhere, too
 	ReadOnly  bool     // the guest cannot write to the volumes
+	UUID      string   // of the subsystem that the volumes get; default: a new one
 }
 
 // volumeFlag is an option given that is for volumes only; empty: none.
@@ -35,6 +36,8 @@ func (r *Request) volumeFlag() string {
 		return sharedFlag
 	case r.ReadOnly:
 		return readOnlyFlag
+	case r.UUID != "":
+		return uuidFlag
 	}
 	return ""
 }
@@ -43,6 +46,7 @@ func (r *Request) volumeFlag() string {
 const (
 	sharedFlag   = "--shared"
 	readOnlyFlag = "--read-only"
+	uuidFlag     = "--uuid"
 )
 
 // check tells whether the words of the request are well-formed.
@@ -63,6 +67,9 @@ func (r *Request) check() error {
 		if flag := r.volumeFlag(); api.IsNQN(target) && flag != "" {
 			return notForSubsystem(flag, target)
 		}
+	}
+	if err := api.CheckUUID(r.UUID); err != nil {
+		return err
 	}
 	r.Runtime = cmp.Or(r.Runtime, api.DefaultRuntime)
 	return api.CheckRuntime(r.Runtime)
@@ -93,7 +100,11 @@ func Map(ctx context.Context, paths api.Paths, r Request) error {
 		return err
 	}
 	if port != nil && port.Subsystem != "" {
-		return m.compare(ctx, port)
+		err := m.compare(ctx, port)
+		if fault.KindOf(err) != fault.NotFound || port.Subsystem != m.Port {
+			return err
+		}
+		// The runtime has lost what map made.
 	}
 	if err := m.make(ctx, port); err != nil {
 		return m.rollback(ctx, err)
@@ -147,7 +158,10 @@ func (m *mapper) compare(ctx context.Context, port *api.Port) error {
 	if has := targets(m.Port, sub); !slices.Equal(has, m.Targets) && !slices.Equal([]string{sub.NQN}, m.Targets) {
 		return other("it shows %s already", strings.Join(has, " "))
 	}
-	if own(m.Port, sub) {
+	if own(m.Port, sub) && !api.IsNQN(m.Targets[0]) {
+		if m.UUID != "" && api.UUID(m.UUID).String() != sub.UUID {
+			return other("it shows %s already, in a subsystem with UUID %s", strings.Join(m.Targets, " "), sub.UUID)
+		}
 		for _, ns := range sub.Namespaces {
 			if ns.Shared != m.Shared {
 				return other("it shows %s already, %s", strings.Join(m.Targets, " "), given(sharedFlag, ns.Shared))
@@ -175,8 +189,12 @@ func given(flag string, is bool) string {
 
 // notForSubsystem is the fault of a volumeFlag with a subsystem.
 func notForSubsystem(flag, name string) error {
+	verb := "namespace add"
+	if flag == uuidFlag {
+		verb = "subsystem create"
+	}
 	return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: %s is for volumes", name, flag).
-		Hint(fmt.Sprintf("`leap-soc namespace add %s` is for a subsystem's own", flag))
+		Hint(fmt.Sprintf("`leap-soc %s %s` is for a subsystem's own", verb, flag))
 }
 
 // own reports whether map made the subsystem for this very port.
@@ -234,7 +252,7 @@ func (m *mapper) subsystem(ctx context.Context) (api.Subsystem, error) {
 		target := m.Targets[0]
 		err := m.soc.Get(ctx, api.Path("subsystems", target), &sub)
 		switch {
-		case err == nil && !own(m.Port, sub):
+		case err == nil && (!own(m.Port, sub) || api.IsNQN(target)):
 			return sub, m.checkMeant(ctx, sub)
 		case err != nil && (fault.KindOf(err) != fault.NotFound || api.IsNQN(target)):
 			return sub, err
@@ -267,7 +285,7 @@ func (m *mapper) checkMeant(ctx context.Context, sub api.Subsystem) error {
 // equal to what it would make, will do.
 func (m *mapper) makeSubsystem(ctx context.Context) (api.Subsystem, error) {
 	var sub api.Subsystem
-	spec := api.SubsystemSpec{Name: m.Port, Implicit: true, Volumes: m.Targets, Shared: m.Shared, ReadOnly: m.ReadOnly}
+	spec := api.SubsystemSpec{Name: m.Port, UUID: m.UUID, Implicit: true, Volumes: m.Targets, Shared: m.Shared, ReadOnly: m.ReadOnly}
 	err := m.soc.Post(ctx, api.Path("subsystems"), spec, &sub)
 	if err == nil {
 		m.undo = append(m.undo, func(ctx context.Context) error {

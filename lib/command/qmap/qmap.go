@@ -37,6 +37,7 @@ func mapVerb() *cli.Command {
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what its poller does without work; without it, as the runtime", Value: cli.Enum(&r.Poll, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
 			{Name: "doorbells", Arg: "trap|map", Usage: "how doorbell writes reach the runtime; without it, as the port has it, or trap", Value: cli.Enum(&r.Doorbells, api.DoorbellsTrap, api.DoorbellsMap)},
 			{Name: "shared", Usage: "the volumes may be in use elsewhere, too", Value: cli.Bool(&r.Shared)},
+			{Name: "uuid", Arg: "UUID", Usage: "the UUID of the subsystem that the volumes get; without it, a new one", Value: cli.String(&r.UUID)},
 			{Name: "read-only", Usage: "the guest cannot write to the volumes", Value: cli.Bool(&r.ReadOnly)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {

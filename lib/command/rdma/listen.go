@@ -37,6 +37,7 @@ func listen() *cli.Command {
 			{Name: "referral", Arg: "URL", Usage: "another discovery controller that discovery names here; may be repeated", Value: cli.Strings(&refer)},
 			{Name: "shared", Usage: "the volumes may be in use elsewhere, too", Value: cli.Bool(&spec.Shared)},
 			{Name: "read-only", Usage: "hosts cannot write to the volumes", Value: cli.Bool(&spec.ReadOnly)},
+			{Name: "uuid", Arg: "UUID", Usage: "the UUID of the subsystem that the volumes get; without it, a new one", Value: cli.String(&spec.UUID)},
 			{Name: "exist-ok", Usage: "a listener that is as asked for already is no error, here in any case", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -74,6 +75,11 @@ func printURLs(call *cli.Call, l api.Listener) error {
 	urls := []madeURL{}
 	for _, addr.NQN = range l.Subsystems {
 		urls = append(urls, madeURL{addr.String()})
+	}
+	if len(urls) == 0 {
+		if _, err := fmt.Fprintf(call.Stderr, "leap-rdma: there is no subsystem yet; those made later are shown at %s, too\n", l.URL); err != nil {
+			return err
+		}
 	}
 	if call.Format == cli.JSON {
 		return cli.List(call, nil, urls)

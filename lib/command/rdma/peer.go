@@ -5,10 +5,7 @@ package rdma
 
 import (
 	"context"
-	"fmt"
-	"math"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
@@ -26,10 +23,11 @@ const (
 	hostIDFile  = "/etc/nvme/hostid"
 )
 
-// self is the host that discover and ping are.
+// self is the host that discover, ping and bench are.
 type self struct {
-	nqn     string
-	timeout time.Duration
+	nqn                      string
+	timeout                  time.Duration
+	headerDigest, dataDigest bool
 }
 
 // defaultTimeout is how long a step may take that has no other limit.
@@ -43,9 +41,17 @@ func (s *self) flags() []cli.Flag {
 	}
 }
 
+// digestFlags are those of the verbs for which digests make a difference.
+func (s *self) digestFlags() []cli.Flag {
+	return []cli.Flag{
+		{Name: "header-digest", Usage: "ask for digests of headers", Value: cli.Bool(&s.headerDigest)},
+		{Name: "data-digest", Usage: "ask for digests of data", Value: cli.Bool(&s.dataDigest)},
+	}
+}
+
 // options say who the host is.
 func (s *self) options() (host.Options, error) {
-	o := host.Options{HostNQN: s.nqn, Timeout: s.timeout, HostID: nvme.NewUUID()}
+	o := host.Options{HostNQN: s.nqn, Timeout: s.timeout, HostID: nvme.NewUUID(), HeaderDigest: s.headerDigest, DataDigest: s.dataDigest}
 	if s.timeout == 0 {
 		return o, fault.Errorf(fault.Usage, "", "", "--timeout: no time at all")
 	}
@@ -62,6 +68,42 @@ func (s *self) options() (host.Options, error) {
 		o.HostID = id
 	}
 	return o, nil
+}
+
+// peer is the controller at the other end, enabled.
+type peer struct {
+	*host.Admin
+	addr    fabrics.Address
+	options host.Options // as it was connected with
+}
+
+// connect connects to the controller at addr and enables it. step, unless nil, is
+// told of each step when it is done.
+func (s *self) connect(ctx context.Context, addr fabrics.Address, keepAlive time.Duration, step func(string, time.Duration)) (*peer, error) {
+	p := &peer{addr: addr}
+	var err error
+	if p.options, err = s.options(); err != nil {
+		return nil, err
+	}
+	p.options.KeepAlive, p.options.Step = keepAlive, step
+	if p.Admin, err = host.Connect(ctx, addr, p.options); err != nil {
+		return nil, err
+	}
+	if err := p.Enable(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// subsystemAddress is peerAddress of a URL that has to name a subsystem.
+func subsystemAddress(url string) (fabrics.Address, error) {
+	addr, err := peerAddress(url)
+	if err == nil && addr.NQN == "" {
+		err = fault.Errorf(fault.Usage, "", "", "%s names no subsystem", url).
+			Hint("`leap-rdma discover " + url + "` lists the subsystems there")
+	}
+	return addr, err
 }
 
 // peerAddress reads the URL of a verb.
@@ -128,11 +170,7 @@ func discover() *cli.Command {
 			if err != nil {
 				return err
 			}
-			o, err := s.options()
-			if err != nil {
-				return err
-			}
-			records, err := discoverRecords(ctx, addr, o)
+			records, err := s.records(ctx, addr)
 			if err != nil {
 				return command.About(call, call.Arg(0), err)
 			}
@@ -141,17 +179,14 @@ func discover() *cli.Command {
 	}
 }
 
-// discoverRecords reads a discovery log.
-func discoverRecords(ctx context.Context, addr fabrics.Address, o host.Options) ([]record, error) {
-	a, err := host.Connect(ctx, addr, o)
+// records reads the discovery log at addr.
+func (s *self) records(ctx context.Context, addr fabrics.Address) ([]record, error) {
+	p, err := s.connect(ctx, addr, 0, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer a.Close()
-	if err := a.Enable(ctx); err != nil {
-		return nil, err
-	}
-	_, entries, err := a.DiscoveryLog(ctx)
+	defer p.Close()
+	_, entries, err := p.DiscoveryLog(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -160,138 +195,4 @@ func discoverRecords(ctx context.Context, addr fabrics.Address, o host.Options) 
 		records = append(records, newRecord(&entries[i]))
 	}
 	return records, nil
-}
-
-// echo is a line of ping.
-type echo struct {
-	Seq    int           `json:"seq"` // of a keep alive, from 1 on; 0: what came before
-	Step   string        `json:"step"`
-	Time   time.Duration `json:"time"`
-	Detail string        `json:"detail"`
-}
-
-var echoColumns = []cli.Column[echo]{
-	{Name: "SEQ", Value: func(e echo) any { return e.Seq }},
-	{Name: "STEP", Value: func(e echo) any { return e.Step }},
-	{Name: "TIME", Value: func(e echo) any { return e.Time }},
-	{Name: "DETAIL", Value: func(e echo) any { return e.Detail }},
-}
-
-// stepKeepAlive is the step after those of lib/fabrics/host.
-const stepKeepAlive = "keep-alive"
-
-// keepAliveLimit is the Keep Alive Timeout of ping, beyond its interval.
-const keepAliveLimit = 30 * time.Second
-
-func ping() *cli.Command {
-	var (
-		s            self
-		count        = 4
-		interval     = time.Second
-		header, data bool
-	)
-	return &cli.Command{
-		Name:  "ping",
-		Usage: "connect as a host does, step by step, and measure round trips",
-		Args:  "URL",
-		Flags: append(s.flags(),
-			cli.Flag{Name: "count", Arg: "N", Usage: "how many round trips", Value: cli.Int(&count, 1, math.MaxInt32)},
-			cli.Flag{Name: "interval", Arg: "DURATION", Usage: "the time between them", Value: cli.Duration(&interval)},
-			cli.Flag{Name: "header-digest", Usage: "ask for digests of headers", Value: cli.Bool(&header)},
-			cli.Flag{Name: "data-digest", Usage: "ask for digests of data", Value: cli.Bool(&data)},
-		),
-		Run: func(ctx context.Context, call *cli.Call) error {
-			addr, err := peerAddress(call.Arg(0))
-			if err != nil {
-				return err
-			}
-			o, err := s.options()
-			if err != nil {
-				return err
-			}
-			o.HeaderDigest, o.DataDigest, o.KeepAlive = header, data, interval+keepAliveLimit
-			return command.About(call, call.Arg(0), roundTrips(ctx, addr, o, count, interval, cli.Stream(call, echoColumns)))
-		},
-	}
-}
-
-// roundTrips connects, prints each step as it is done, and then count round
-// trips.
-func roundTrips(ctx context.Context, addr fabrics.Address, o host.Options, count int, interval time.Duration, print func(echo) error) error {
-	var failed error
-	say := func(e echo) {
-		if err := print(e); err != nil && failed == nil {
-			failed = err
-		}
-	}
-	o.Step = func(step string, took time.Duration) { say(echo{Step: step, Time: took}) }
-	a, err := host.Connect(ctx, addr, o)
-	if err != nil {
-		return err
-	}
-	defer a.Close()
-	if err := a.Enable(ctx); err != nil {
-		return err
-	}
-	detail := fmt.Sprintf("cntlid=%d", a.CNTLID())
-	if header, data := a.Digests(); header || data {
-		detail += fmt.Sprintf(" header-digest=%v data-digest=%v", header, data)
-	}
-	for i := range count {
-		if i > 0 {
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-time.After(interval):
-			}
-		}
-		took, err := a.KeepAlive(ctx)
-		if err != nil {
-			return err
-		}
-		if say(echo{Seq: i + 1, Step: stepKeepAlive, Time: took, Detail: detail}); failed != nil {
-			return failed
-		}
-	}
-	return nil
-}
-
-func connect() *cli.Command {
-	var dry bool
-	return &cli.Command{
-		Name:  "connect",
-		Usage: "print the command by which a host with nvme-cli connects",
-		Args:  "URL",
-		Flags: []cli.Flag{
-			{Name: "dry-run", Usage: "print the command and do nothing", Value: cli.Bool(&dry), Required: true},
-		},
-		Run: func(ctx context.Context, call *cli.Call) error {
-			addr, err := peerAddress(call.Arg(0))
-			if err != nil {
-				return err
-			}
-			if addr.NQN == "" {
-				return fault.Errorf(fault.Usage, "", "", "%s names no subsystem", call.Arg(0)).
-					Hint("`leap-rdma discover " + call.Arg(0) + "` lists the subsystems there")
-			}
-			words := []string{"nvme", "connect", "--transport=" + addr.Transport.String(), "--traddr=" + addr.Host,
-				"--trsvcid=" + strconv.Itoa(int(addr.Port)), "--nqn=" + addr.NQN}
-			for i, w := range words {
-				words[i] = shellWord(w)
-			}
-			_, err = fmt.Fprintln(call.Stdout, strings.Join(words, " "))
-			return err
-		},
-	}
-}
-
-// shellWord is a word for sh, in quotes if it needs some.
-func shellWord(w string) string {
-	plain := func(c rune) bool {
-		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_=./:,@+%", c)
-	}
-	if strings.IndexFunc(w, func(c rune) bool { return !plain(c) }) < 0 {
-		return w
-	}
-	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command"
 	"github.com/leapio/leapio/lib/units"
 )
 
@@ -70,14 +71,14 @@ func topColumns(format cli.Format) []cli.Column[rates] {
 		{Name: "NAME", Value: func(r rates) any { return r.Name }},
 		{Name: "R-IOPS", Value: func(r rates) any { return r.IOPS.Read }},
 		{Name: "R-BYTES/S", Value: func(r rates) any { return units.Size(r.Bandwidth.Read) }},
-		{Name: "R-P50", Value: func(r rates) any { return latency(format, r.Read, r.Read.P50) }},
-		{Name: "R-P99", Value: func(r rates) any { return latency(format, r.Read, r.Read.P99) }},
-		{Name: "R-P99.9", Value: func(r rates) any { return latency(format, r.Read, r.Read.P999) }},
+		{Name: "R-P50", Value: func(r rates) any { return command.Latency(format, r.Read, r.Read.P50) }},
+		{Name: "R-P99", Value: func(r rates) any { return command.Latency(format, r.Read, r.Read.P99) }},
+		{Name: "R-P99.9", Value: func(r rates) any { return command.Latency(format, r.Read, r.Read.P999) }},
 		{Name: "W-IOPS", Value: func(r rates) any { return r.IOPS.Write }},
 		{Name: "W-BYTES/S", Value: func(r rates) any { return units.Size(r.Bandwidth.Write) }},
-		{Name: "W-P50", Value: func(r rates) any { return latency(format, r.Write, r.Write.P50) }},
-		{Name: "W-P99", Value: func(r rates) any { return latency(format, r.Write, r.Write.P99) }},
-		{Name: "W-P99.9", Value: func(r rates) any { return latency(format, r.Write, r.Write.P999) }},
+		{Name: "W-P50", Value: func(r rates) any { return command.Latency(format, r.Write, r.Write.P50) }},
+		{Name: "W-P99", Value: func(r rates) any { return command.Latency(format, r.Write, r.Write.P99) }},
+		{Name: "W-P99.9", Value: func(r rates) any { return command.Latency(format, r.Write, r.Write.P999) }},
 		{Name: "O-IOPS", Value: func(r rates) any { return r.IOPS.Other }},
 		{Name: "ERRORS", Value: func(r rates) any { return r.Read.Errors + r.Write.Errors + r.Other.Errors }},
 		{Name: "DEPTH", Value: func(r rates) any { return r.InFlight }},

@@ -31,9 +31,11 @@ import (
 
 func run() *cli.Command {
 	var (
-		name string
-		cpus cpuList
-		host hostLimits
+		name           string
+		cpus           cpuList
+		setup          setupFlag
+		standby, check bool
+		host           hostLimits
 	)
 	mode := api.PollAdaptive
 	return &cli.Command{
@@ -43,6 +45,9 @@ func run() *cli.Command {
 		Flags: append([]cli.Flag{
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
+			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
+			{Name: "standby", Usage: "wait for the end of the runtime of this name, and take over", Value: cli.Bool(&standby)},
+			{Name: "check", Usage: "say whether this program could be the runtime, and do nothing", Value: cli.Bool(&check)},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
 		}, host.flags()...),
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -62,11 +67,23 @@ func run() *cli.Command {
 				return err
 			}
 			log := call.Logger("soc")
+			config := soc.Config{
+				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Limits: limits, Standby: standby, Log: log,
+				Ready: func() { command.NotifyReady(log) }, Succeeded: func(pid int) { command.NotifyMainPID(log, pid) },
+			}
+			if check {
+				program, err := soc.Check(config)
+				if err != nil {
+					return err
+				}
+				return command.ShowProgram(call, program)
+			}
 			ctx, stop := untilSignal(ctx, log)
 			defer stop()
-			err = soc.Run(ctx, soc.Config{
-				Paths: paths, Name: name, Version: cli.Version(), CPUs: cpus, Poll: poll, Limits: limits, Log: log,
-			})
+			if file := setup.choose(name, paths, machineSetup); file != "" {
+				config.Setup = (&starter{file: file, runtime: name, paths: paths, log: log}).make
+			}
+			err = soc.Run(ctx, config)
 			if errors.Is(err, context.Canceled) {
 				return nil // asked to end before it was ready
 			}
@@ -104,6 +121,17 @@ func (h *hostLimits) limits() (target.Limits, error) {
 		return l, fault.New(fault.Usage, "", "", err)
 	}
 	return l, nil
+}
+
+func upgrade() *cli.Command {
+	var runtime string
+	dial := func(call *cli.Call) (*api.Client, error) { return command.Runtime(call, runtime) }
+	return command.Upgrade("replace the running runtime by another program; guests pause and keep their drives", dial,
+		func(ctx context.Context, client *api.Client) (command.Running, error) {
+			var r api.RuntimeInfo
+			err := client.Get(ctx, api.Path("runtime"), &r)
+			return command.Running{Version: r.Version, PID: r.PID, Since: r.Since, Pause: r.Pause, UpgradeError: r.UpgradeError}, err
+		}, command.RuntimeFlag(&runtime))
 }
 
 // untilSignal gives a context that ends at the first TERM or INT. A second one

@@ -19,7 +19,7 @@ func Command() *cli.Command {
 		Name:  "leap-soc",
 		Usage: "the storage runtime: volumes and the subsystems that show them",
 		Commands: []*cli.Command{
-			run(),
+			run(), upgrade(),
 			{Name: "volume", Usage: "addressable blocks", Commands: []*cli.Command{
 				volumeCreate(), volumeList(), volumeShow(), volumeResize(), volumeDelete(), volumeDescribe(),
 			}},
@@ -37,6 +37,8 @@ func Command() *cli.Command {
 			top(),
 			events(),
 			wait(),
+			export(),
+			apply(),
 		},
 	}
 }
@@ -51,6 +53,7 @@ var showColumns = []cli.Column[api.RuntimeInfo]{
 	{Name: "IO-URING", Value: func(r api.RuntimeInfo) any { return r.IOUring }},
 	{Name: "POLLERS", Value: func(r api.RuntimeInfo) any { return len(r.Pollers) }},
 	{Name: "QUEUES", Value: queues},
+	{Name: "SETUP", Value: func(r api.RuntimeInfo) any { return r.Setup }},
 }
 
 // queues is how many queue pairs all pollers serve.

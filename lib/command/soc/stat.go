@@ -121,33 +121,12 @@ func totalColumns(format cli.Format) []cli.Column[totals] {
 		{Name: "COMMANDS", Value: func(t totals) any { return t.Commands }},
 		{Name: "BYTES", Value: func(t totals) any { return units.Size(t.Bytes) }},
 		{Name: "ERRORS", Value: func(t totals) any { return t.Errors }},
-		{Name: "P50", Value: func(t totals) any { return latency(format, t.OpStat, t.P50) }},
-		{Name: "P90", Value: func(t totals) any { return latency(format, t.OpStat, t.P90) }},
-		{Name: "P99", Value: func(t totals) any { return latency(format, t.OpStat, t.P99) }},
-		{Name: "P99.9", Value: func(t totals) any { return latency(format, t.OpStat, t.P999) }},
-		{Name: "MAX", Value: func(t totals) any { return latency(format, t.OpStat, t.Max) }},
+		{Name: "P50", Value: func(t totals) any { return command.Latency(format, t.OpStat, t.P50) }},
+		{Name: "P90", Value: func(t totals) any { return command.Latency(format, t.OpStat, t.P90) }},
+		{Name: "P99", Value: func(t totals) any { return command.Latency(format, t.OpStat, t.P99) }},
+		{Name: "P99.9", Value: func(t totals) any { return command.Latency(format, t.OpStat, t.P999) }},
+		{Name: "MAX", Value: func(t totals) any { return command.Latency(format, t.OpStat, t.Max) }},
 	}
-}
-
-// latency is a latency in a table: of three digits for people, and none where
-// there were no commands.
-func latency(format cli.Format, o api.OpStat, d time.Duration) any {
-	switch {
-	case o.Commands == 0:
-		return nil
-	case format == cli.Text:
-		return short(d)
-	}
-	return d
-}
-
-// short is a duration of about three digits.
-func short(d time.Duration) time.Duration {
-	unit := time.Duration(1)
-	for d/unit >= 1000 {
-		unit *= 10
-	}
-	return d.Round(unit)
 }
 
 // printTotals prints what was counted since the start.
@@ -174,9 +153,9 @@ func header(s api.Stat, during time.Duration) string {
 	for _, p := range s.Pollers {
 		fmt.Fprintf(&b, ", %s %.0f%% busy", p.Name, 100*share(p.Busy, during))
 	}
-	fmt.Fprintf(&b, ", %d garbage collections, %v paused", s.GC.Cycles, short(s.GC.Paused))
+	fmt.Fprintf(&b, ", %d garbage collections, %v paused", s.GC.Cycles, command.Short(s.GC.Paused))
 	if s.GC.LongestPause > 0 {
-		fmt.Fprintf(&b, ", longest %v", short(s.GC.LongestPause))
+		fmt.Fprintf(&b, ", longest %v", command.Short(s.GC.LongestPause))
 	}
 	return b.String()
 }

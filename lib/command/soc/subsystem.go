@@ -74,6 +74,8 @@ func subsystemCreate() *cli.Command {
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
 			{Name: "nqn", Arg: "NQN", Usage: "its NQN; without it, one made of a new UUID", Value: cli.String(&spec.NQN)},
+			{Name: "uuid", Arg: "UUID", Usage: "its UUID, of which its serial number is made; without it, a new one", Value: cli.String(&spec.UUID)},
+			{Name: "implicit", Usage: "it goes with the last port or listener that shows it", Value: cli.Bool(&spec.Implicit)},
 			{Name: "allow-any", Usage: "let every host use it, as host allow NAME any does", Value: cli.Bool(&spec.AllowAny)},
 			{Name: "exist-ok", Usage: "a subsystem that is as asked for already is no error", Value: cli.Bool(&spec.ExistOK)},
 		},

@@ -5,14 +5,12 @@ package soc
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
-	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
 )
 
@@ -46,8 +44,8 @@ func options(v api.Volume) any {
 
 func volumeCreate() *cli.Command {
 	var (
-		runtime string
-		existOK bool
+		runtime, uuid string
+		existOK       bool
 	)
 	return &cli.Command{
 		Name:  "create",
@@ -56,70 +54,21 @@ func volumeCreate() *cli.Command {
 		Args:  "NAME KIND [KEY=VALUE...]",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
+			{Name: "uuid", Arg: "UUID", Usage: "its UUID, which hosts see; without it, a new one", Value: cli.String(&uuid)},
 			{Name: "exist-ok", Usage: "a volume that is as asked for already is no error", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
-			spec, err := ParseVolume(call.Args)
+			spec, err := command.ParseVolume(call.Args)
 			if err != nil {
 				return err
 			}
-			spec.ExistOK = existOK
-			client, err := command.Runtime(call, runtime)
-			if err != nil {
+			spec.UUID, spec.ExistOK = uuid, existOK
+			if err := spec.Check(); err != nil {
 				return err
 			}
-			made, err := CreateVolume(ctx, client, spec)
-			if err != nil {
-				return command.About(call, spec.Name, err)
-			}
-			return cli.Made(call, made.Name)
+			return command.MakeVolume(ctx, call, runtime, spec)
 		},
 	}
-}
-
-// ParseVolume reads the words of volume create: a name, a kind, and key=value
-// pairs, of which on= has the names of volumes with commas between.
-func ParseVolume(words []string) (api.VolumeSpec, error) {
-	spec := api.VolumeSpec{Name: words[0], Kind: words[1], Options: make(api.Options)}
-	for _, word := range words[2:] {
-		key, value, ok := strings.Cut(word, "=")
-		if !ok || key == "" {
-			return spec, fault.Errorf(fault.Usage, "", "", "bad word %q: it is not KEY=VALUE", word)
-		}
-		_, again := spec.Options[key]
-		switch {
-		case again, key == "on" && spec.On != nil:
-			return spec, fault.Errorf(fault.Usage, "", "", "%s= is given twice", key)
-		case key == "on":
-			spec.On = strings.Split(value, ",")
-		default:
-			spec.Options[key] = value
-		}
-	}
-	return spec, spec.Check()
-}
-
-// CreateVolume makes a volume. Paths among the options are relative to the
-// folder of the caller.
-func CreateVolume(ctx context.Context, client *api.Client, spec api.VolumeSpec) (api.Volume, error) {
-	var (
-		kind api.KindInfo
-		made api.Volume
-	)
-	err := client.Get(ctx, api.Path("kinds", spec.Kind), &kind)
-	if err != nil && fault.KindOf(err) != fault.NotFound {
-		return made, err // what a missing kind means is for the call below to say
-	}
-	for _, key := range kind.Keys {
-		value := spec.Options[key.Name]
-		if value == "" || !strings.EqualFold(key.Type, "path") {
-			continue
-		}
-		if spec.Options[key.Name], err = filepath.Abs(value); err != nil {
-			return made, err
-		}
-	}
-	return made, client.Post(ctx, api.Path("volumes"), spec, &made)
 }
 
 func volumeList() *cli.Command {

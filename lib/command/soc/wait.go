@@ -28,6 +28,7 @@ const (
 	stateReady    = "ready"    // a runtime answers; a volume can be used
 	stateFailed   = "failed"   // a volume cannot be opened
 	stateAttached = "attached" // a runtime is attached to leap-wpt
+	stateApplied  = "applied"  // a runtime has made its setup, if it has one
 )
 
 // waitKinds are the kinds of things wait can wait for, with the states each can
@@ -37,7 +38,7 @@ var waitKinds = map[string][]string{
 	api.KindVolume:    {stateReady, stateFailed, stateCreated, stateDeleted},
 	api.KindSubsystem: {stateCreated, stateDeleted},
 	api.KindListener:  {api.ListenerListening, api.ListenerRetrying, stateCreated, stateDeleted},
-	api.KindRuntime:   {stateReady, stateAttached},
+	api.KindRuntime:   {stateReady, stateAttached, stateApplied},
 }
 
 func wait() *cli.Command {
@@ -50,8 +51,8 @@ func wait() *cli.Command {
 		Usage: "wait until a thing enters a state",
 		Help: "States: of a port, waiting, attached, enabled, frozen; of a volume, ready,\n" +
 			"failed; of a listener, listening, retrying; of all these and subsystems, created\n" +
-			"(it is there) and deleted; of a runtime, ready (it answers) and attached (to\n" +
-			"leap-wpt).",
+			"(it is there) and deleted; of a runtime, ready (it answers), attached (to\n" +
+			"leap-wpt) and applied (its setup is there).",
 		Args: "port|volume|subsystem|listener|runtime NAME STATE",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
@@ -202,7 +203,7 @@ func (w *waiter) reached(state string) bool {
 	case state == w.state:
 		return true
 	case w.kind == api.KindRuntime:
-		return state == stateAttached // and so it answers
+		return w.state == stateReady // it answers
 	}
 	return w.state == stateCreated && state != stateDeleted
 }
@@ -248,8 +249,14 @@ func (w *waiter) get(ctx context.Context) (state string, err error) {
 	}
 	var r api.RuntimeInfo
 	err = w.client.Get(ctx, api.Path("runtime"), &r)
-	if r.Epoch > 0 {
+	switch {
+	case w.state != stateApplied && r.Epoch > 0:
 		return stateAttached, err
+	case w.state != stateApplied || err != nil || r.Setup == api.SetupApplying:
+		return stateReady, err
+	case r.Setup == api.SetupFailed:
+		return "", fault.Errorf(fault.Partial, "", "", "some of its setup is not there").
+			Hint("its log says which lines have failed and why, and so does `leap-soc apply` of the file")
 	}
-	return stateReady, err
+	return stateApplied, nil
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
-	"github.com/leapio/leapio/lib/wpt"
 )
 
 // Command is the tree of leap-wpt.
@@ -20,31 +19,12 @@ func Command() *cli.Command {
 		Name:  "leap-wpt",
 		Usage: "the broker between virtual machines and storage runtimes",
 		Commands: []*cli.Command{
-			run(),
+			run(), upgrade(),
 			{Name: "port", Usage: "vfio-user entries, one per virtual machine and drive", Commands: []*cli.Command{
 				portAdd(), portList(), portShow(), portRemove(), portQEMU(),
 			}},
 			show(),
 			command.Events(command.Wpt),
-		},
-	}
-}
-
-func run() *cli.Command {
-	return &cli.Command{
-		Name:   "run",
-		Usage:  "be the broker, until TERM or INT",
-		Daemon: true,
-		Run: func(ctx context.Context, call *cli.Call) error {
-			paths, err := command.Paths(call)
-			if err != nil {
-				return err
-			}
-			log := call.Logger("wpt")
-			return wpt.Run(ctx, wpt.Config{
-				Paths: paths, Version: cli.Version(), Logger: log,
-				Ready: func() { log.Info("ready", "socket", paths.WptSocket()) },
-			})
 		},
 	}
 }

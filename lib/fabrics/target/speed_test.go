@@ -7,12 +7,24 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/fabricstest"
+	"github.com/leapio/leapio/lib/fabrics/host"
+	"github.com/leapio/leapio/lib/fabrics/tcp"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/poller"
+	"github.com/leapio/leapio/lib/volume"
+	"github.com/leapio/leapio/lib/volume/file"
+	"github.com/leapio/leapio/lib/volume/volumetest"
 )
 
 // TestAllocations: a command allocates nothing, whichever way its data goes.
@@ -66,57 +78,190 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// Benchmark is what a host of one queue sees, over loopback.
+// Benchmark is our host against our target over loopback, each with threads of
+// its own: one queue, with depth commands in flight. 127 is what a queue of 128
+// entries holds. Beside the time there is the CPU time that each side uses for a
+// command; what the kernel does to deliver a packet is with who sends it. That of
+// the target is all of the process but the host's thread.
 func Benchmark(b *testing.B) {
-	for _, volume := range []struct {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(5)) // three pollers, and the rest
+	for _, kind := range []struct {
 		name string
 		nsid uint32
-	}{{"null", 2}, {"mem", 1}} {
+	}{{"null", 2}, {"mem", 1}, {"file", 4}} {
 		for _, op := range []nvme.IOOpcode{nvme.IORead, nvme.IOWrite} {
 			for _, n := range []int{4 << 10, 128 << 10} {
-				for _, depth := range []int{1, 32, 128} {
-					b.Run(fmt.Sprintf("%s/%v/%dK/%d", volume.name, op, n>>10, depth), func(b *testing.B) {
-						f := start(b, Limits{})
-						admin := f.enabled(b, fabricstest.Options{})
-						q := f.io(b, admin, fabricstest.Options{}, 1, fabrics.CATTRNoFlowControl)
-						load(b, q, rw(op, volume.nsid, 0, n), n, depth)
-					})
+				for _, depth := range []int{1, 32, 127} {
+					for _, digests := range []bool{false, true} {
+						name := fmt.Sprintf("volume=%s/op=%v/size=%dK/depth=%d/digests=%v", kind.name, op, n>>10, depth, digests)
+						b.Run(name, func(b *testing.B) {
+							file := dataFile(b)
+							f := start(b, Limits{})
+							if err := f.sub.Add(&controller.Namespace{NSID: 4, Volume: file, Name: "file", UUID: nvme.NewUUID()}); err != nil {
+								b.Fatal(err)
+							}
+							l := newLoad(b, f, digests, rw(op, kind.nsid, 0, n), n, depth)
+							defer l.close()
+							l.run(b)
+						})
+					}
 				}
 			}
 		}
 	}
 }
 
-// load runs b.N commands, depth of them at a time.
-func load(b *testing.B, q *fabricstest.Queue, e nvme.SQE, n, depth int) {
-	requests := make([]fabricstest.Request, depth)
-	for i := range requests {
-		requests[i].SQE = e
-		if e.Opcode == uint8(nvme.IORead) {
-			requests[i].From = make([]byte, n)
-		} else {
-			requests[i].To = make([]byte, n)
+// dataFile is a volume in a file that has no holes.
+func dataFile(b *testing.B) volume.Volume {
+	path := filepath.Join(b.TempDir(), "data")
+	if err := os.WriteFile(path, make([]byte, memSize), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	env := volumetest.NewEnv(b, b.TempDir())
+	v, err := file.Kind.Make(b.Context(), env, &volume.Spec{Name: "f", Options: map[string]string{"path": path}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := v.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return v
+}
+
+// load is a host that keeps a number of commands in flight.
+type load struct {
+	admin  *host.Admin
+	socket *host.Socket
+	p      *poller.Poller
+	set    *tcp.Set
+	queue  *host.Queue
+	flight []inFlight
+	blocks uint64 // of each command
+	next   uint64 // block
+
+	left, running int
+	failed        nvme.Status
+	done          chan struct{}
+}
+
+// inFlight is a command in flight.
+type inFlight struct {
+	host.Command
+	l *load
+}
+
+// newLoad connects.
+func newLoad(b *testing.B, f *fixture, digests bool, e nvme.SQE, n, depth int) *load {
+	l := &load{flight: make([]inFlight, depth), blocks: uint64(n / 512), done: make(chan struct{}, 1)}
+	check := func(err error) {
+		if err != nil {
+			b.Fatal(err)
 		}
 	}
-	_ = q.Conn.SetDeadline(time.Time{})
-	b.SetBytes(int64(n))
+	addr, err := fabrics.ParseAddress("tcp://" + f.addr.String() + "/" + testNQN)
+	check(err)
+	o := host.Options{HostNQN: hostNQN, HostID: nvme.NewUUID(), HeaderDigest: digests, DataDigest: digests, Timeout: patience}
+	l.admin, err = host.Connect(b.Context(), addr, o)
+	check(err)
+	check(l.admin.Enable(b.Context()))
+	id, err := l.admin.IdentifyController(b.Context())
+	check(err)
+	l.socket, err = l.admin.ConnectQueue(b.Context(), addr, o, id, 1)
+	check(err)
+	l.p, err = poller.Start(poller.Config{Name: "host", CPU: -1, Fence: -1, NoRing: true})
+	check(err)
+	check(l.p.Do(func() {
+		if l.set, err = tcp.NewSet(l.p); err == nil {
+			l.queue, err = host.NewQueue(l.set, l.socket, func(error) {})
+		}
+	}))
+	check(err)
+	for i := range l.flight {
+		r := &l.flight[i]
+		r.SQE, r.Data, r.Owner, r.l = e, make([]byte, n), r, l
+	}
+	return l
+}
+
+func (l *load) close() {
+	_ = l.p.Do(func() { l.queue.Close(io.EOF) })
+	_ = l.p.Do(l.set.Close)
+	l.p.Stop()
+	l.socket.Close()
+	l.admin.Close()
+}
+
+// run runs b.N commands.
+func (l *load) run(b *testing.B) {
+	b.SetBytes(int64(len(l.flight[0].Data)))
+	b.ReportAllocs()
+	var before, after cpu
+	_ = l.p.Do(func() { before = usage(b) })
 	b.ResetTimer()
-	begun := 0
-	q.Corked = true
-	for i := range min(depth, b.N) {
-		q.Start(&requests[i])
-		begun++
-	}
-	q.Flush()
-	for range b.N {
-		r, err := q.Next()
-		if err != nil || r.CQE.StatusField() != 0 {
-			b.Fatalf("%+v, %v", r, err)
+	_ = l.p.Post(func() {
+		l.left = b.N
+		for i := range l.flight {
+			l.begin(&l.flight[i])
 		}
-		if begun < b.N {
-			q.Start(r)
-			begun++
-			q.Flush()
-		}
+	})
+	<-l.done
+	b.StopTimer()
+	_ = l.p.Do(func() { after = usage(b) })
+	if l.failed != nvme.StatusSuccess {
+		b.Fatal(l.failed)
 	}
+	mine := after.thread - before.thread
+	b.ReportMetric(float64(mine)/float64(b.N), "host-cpu-ns/op")
+	b.ReportMetric(float64(after.all-before.all-mine)/float64(b.N), "target-cpu-ns/op")
+}
+
+// begin begins a command, if there is one left.
+func (l *load) begin(r *inFlight) {
+	if l.left == 0 {
+		if l.running == 0 {
+			l.done <- struct{}{}
+		}
+		return
+	}
+	l.left--
+	nvme.RW{SLBA: l.next, NLB: uint16(l.blocks - 1)}.Put(&r.SQE)
+	const step = 6073 // commands, a prime: neighbours are not served one after the other
+	l.next = (l.next + step*l.blocks) % (memSize / 512)
+	if l.running++; !l.queue.Start(&r.Command) {
+		l.failed = nvme.StatusHostPathingError
+		l.end(r)
+	}
+}
+
+// Ended implements host.Owner.
+func (r *inFlight) Ended(c *host.Command) {
+	if c.Lost || c.Status != nvme.StatusSuccess {
+		r.l.failed = c.Status
+	}
+	r.l.end(r)
+}
+
+// end notes the end of a command.
+func (l *load) end(r *inFlight) {
+	if l.running--; l.failed != nvme.StatusSuccess {
+		l.left = 0
+	}
+	l.begin(r)
+}
+
+// cpu is what was used of processors.
+type cpu struct{ thread, all time.Duration }
+
+// usage is that of this thread, and of the process.
+func usage(b *testing.B) cpu {
+	get := func(who int) time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			b.Error(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return cpu{get(unix.RUSAGE_THREAD), get(unix.RUSAGE_SELF)}
 }

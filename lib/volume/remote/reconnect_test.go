@@ -5,11 +5,14 @@ package remote
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
@@ -205,6 +208,56 @@ func TestAway(t *testing.T) {
 	waitFor(t, "the other namespace", func() bool { err := r.Err(); return err != nil && strings.Contains(err.Error(), "another one") })
 }
 
+// TestKnown: a volume of which the options say what it is can be made while its
+// remote is away. If the remote is there, the volume is what that has.
+func TestKnown(t *testing.T) {
+	s := newServer(t, shape)
+	made := quickSpec(s.addr)
+	open(t, made).Close()
+	again := func(options ...string) *volume.Spec {
+		next := &volume.Spec{Name: "r", Kind: "remote", UUID: testUUID, Options: maps.Clone(made.Options)}
+		for i := 0; i < len(options); i += 2 {
+			next.Options[options[i]] = options[i+1]
+		}
+		return next
+	}
+	for _, tt := range []struct {
+		key, value string
+		want       string
+	}{
+		{noteSize, "1X", "option size="},
+		{noteSize, "1", "not a multiple of the block"},
+		{noteBlock, "513", "option block=513"},
+		{noteID, "00", "another one"},
+	} {
+		if _, err := Kind.Make(t.Context(), nil, again(tt.key, tt.value)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s=%s: %v, want %q", tt.key, tt.value, err, tt.want)
+		}
+	}
+	for _, size := range []string{made.Options[noteSize], "1M", "1G"} {
+		same := again(noteSize, size)
+		open(t, same).Close()
+		if d := cmp.Diff(made.Options, same.Options); d != "" {
+			t.Errorf("made again with size=%s: (-want +got)\n%s", size, d)
+		}
+	}
+
+	s.stop()
+	partly := again()
+	delete(partly.Options, noteID)
+	if _, err := Kind.Make(t.Context(), nil, partly); fault.KindOf(err) != fault.Peer {
+		t.Errorf("away, and not known: %v", err)
+	}
+	r := open(t, again())
+	if got := r.Info().Shape(); got != shape || fault.KindOf(r.Err()) != fault.Peer {
+		t.Errorf("shape %v, %v", got, r.Err())
+	}
+	c := volumetest.Connect(t, r, cfg)
+	wait := load(t, []*volumetest.Client{c}, 5, 3)
+	s.start()
+	wait()
+}
+
 // TestOptions: what is wrong is named.
 func TestOptions(t *testing.T) {
 	addr := netip.MustParseAddrPort("127.0.0.1:1")
@@ -222,7 +275,6 @@ func TestOptions(t *testing.T) {
 		{"keep-alive", "off", fault.Usage, "keep-alive=off"},
 		{"fast-io-fail", "soon", fault.Usage, "fast-io-fail=soon"},
 		{"host-nqn", "me", fault.Usage, "host-nqn="},
-		{"size", "1M", fault.Usage, "unknown option size="},
 		{"queues", "2", fault.Usage, "unknown option queues="},
 		{"keep-alive", "5s", fault.Peer, "refused"},
 	} {

@@ -49,6 +49,9 @@ var keys = []volume.Key{
 	{Name: "reconnect-delay", Value: "DURATION", Default: "2s", Usage: "time from one attempt to connect to the next, 10ms to 1h"},
 	{Name: "fast-io-fail", Value: "DURATION|off", Default: "off", Usage: "after this long without a connection, I/O fails until there is one"},
 	{Name: "ctrl-loss-timeout", Value: "DURATION|off", Default: "10m", Usage: "after this long without a connection, the volume fails"},
+	{Name: noteID, Value: "ID", Usage: "the namespace that it must be, as export writes it"},
+	{Name: noteSize, Value: "SIZE", Noted: true, Usage: "what it has while the remote is away, if namespace-id= and block= are given, too"},
+	{Name: noteBlock, Value: "512|4096", Noted: true, Usage: "likewise"},
 }
 
 // Options that Make notes, so that the volume is known while the remote is away.
@@ -58,9 +61,10 @@ const (
 	noteID    = "namespace-id" // NGUID or EUI64 in hexadecimal; "none" if it has neither
 )
 
-// noted are the keys of a volume that exists.
-var noted = append(append([]volume.Key{}, keys...),
-	volume.Key{Name: noteSize, Value: "SIZE"}, volume.Key{Name: noteBlock, Value: "512|4096"}, volume.Key{Name: noteID, Value: "ID"})
+// known reports whether the options say what the namespace is.
+func known(spec *volume.Spec) bool {
+	return spec.Options[noteSize] != "" && spec.Options[noteBlock] != "" && spec.Options[noteID] != ""
+}
 
 // Kind is the kind remote.
 var Kind = volume.Kind{
@@ -81,11 +85,7 @@ type config struct {
 
 // parse reads the options, and notes those that were not given.
 func parse(spec *volume.Spec) (c config, err error) {
-	allowed := keys
-	if spec.Reopen {
-		allowed = noted
-	}
-	if err := spec.CheckKeys(allowed); err != nil {
+	if err := spec.CheckKeys(keys); err != nil {
 		return c, err
 	}
 	if c.addr, err = parseAddress(spec.Options["addr"]); err != nil {
@@ -93,6 +93,11 @@ func parse(spec *volume.Spec) (c config, err error) {
 	}
 	if err := c.parseHost(spec); err != nil {
 		return c, err
+	}
+	if known(spec) {
+		if _, _, err := spec.SizeAndBlock(); err != nil {
+			return c, err
+		}
 	}
 	for _, d := range []struct {
 		key      string
@@ -188,8 +193,9 @@ func option(spec *volume.Spec, name string) string {
 // to be opened, too.
 const firstTry = 2 * time.Second
 
-// create connects to the remote. A volume that exists is there at once, as it
-// was noted, whether the remote answers or not.
+// create connects to the remote. A volume of which the options say what it is,
+// as those of one that exists do, is there at once, whether the remote answers
+// or not.
 func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume, error) {
 	c, err := parse(spec)
 	if err != nil {
@@ -199,8 +205,8 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 		config: c, done: make(chan struct{}), opened: make(chan struct{}, 1), changes: make(chan struct{}, 1),
 		lanes: make(map[*poller.Poller]*lane), epoch: time.Now(),
 	}
-	first := ctx
-	if spec.Reopen {
+	first, known := ctx, known(spec)
+	if known {
 		var cancel context.CancelFunc
 		first, cancel = context.WithTimeout(ctx, firstTry)
 		defer cancel()
@@ -212,7 +218,7 @@ func create(ctx context.Context, _ volume.Env, spec *volume.Spec) (volume.Volume
 			a.admin.Close()
 			return nil, err
 		}
-	case !spec.Reopen || ctx.Err() != nil:
+	case !known || ctx.Err() != nil:
 		return nil, err
 	default:
 		if noted := r.recall(spec); noted != nil {

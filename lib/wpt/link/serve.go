@@ -6,8 +6,11 @@ package link
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/leapio/leapio/lib/controller"
@@ -68,6 +71,9 @@ func (ps *Ports) follow(c *Client, m *message) {
 	case m.Kind == qpair.MsgAttach:
 		ps.attach(c, m)
 		return
+	case m.Kind == qpair.MsgPing:
+		ps.pong(c, m)
+		return
 	}
 	p := ps.get(m.Port)
 	if p == nil || p.leaving {
@@ -89,6 +95,21 @@ func (ps *Ports) follow(c *Client, m *message) {
 		c.log.Warn("unknown message from leap-wpt", "kind", uint32(m.Kind))
 	}
 	qpair.CloseFDs(m.fds)
+}
+
+// pong answers a MsgPing when every poller has run.
+func (ps *Ports) pong(c *Client, m *message) {
+	id := m.ID
+	var left atomic.Int32
+	left.Store(int32(len(ps.pollers)))
+	for _, q := range ps.pollers {
+		post(q, func() {
+			if left.Add(-1) == 0 {
+				// The end of the link is as good as an answer.
+				_ = c.link.Send(&qpair.Message{Kind: qpair.MsgPong, ID: id}, nil)
+			}
+		})
+	}
 }
 
 func (ps *Ports) attach(c *Client, m *message) {
@@ -147,8 +168,11 @@ func (ps *Ports) giveUp(c *Client) {
 		case <-c.arrived:
 			ms, _ := c.take()
 			for i := range ms {
-				if ms[i].do != nil {
-					ms[i].do()
+				switch m := &ms[i]; {
+				case m.do != nil:
+					m.do()
+				case m.Kind == qpair.MsgPing:
+					ps.pong(c, m)
 				}
 				qpair.CloseFDs(ms[i].fds)
 			}
@@ -180,6 +204,38 @@ func (ps *Ports) Refresh() {
 	defer ps.choosing.Unlock()
 	for _, p := range ps.List() {
 		p.SetSubsystem(ps.subsystem(p))
+	}
+}
+
+// Settled waits until the ports that leap-wpt hands over at the begin of a link
+// are served, as far as their guests have enabled them. Serve runs meanwhile. The
+// error is the end of the link.
+func (ps *Ports) Settled(c *Client) error {
+	// The answer comes after all that leap-wpt had to say first.
+	if _, err := c.Fetch("nothing"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	settled := make(chan struct{})
+	c.enqueue(func() {
+		all := ps.List()
+		var left atomic.Int32
+		left.Store(int32(len(all)) + 1)
+		one := func() {
+			if left.Add(-1) == 0 {
+				close(settled)
+			}
+		}
+		for _, p := range all {
+			// A turn after it came, a port has looked at its registers.
+			p.homePost(func() { p.homePost(func() { p.whenSettled(one) }) })
+		}
+		one()
+	})
+	select {
+	case <-settled:
+		return nil
+	case <-c.done:
+		return errLinkDown
 	}
 }
 

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package wpt
+
+import (
+	"context"
+
+	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/wpt"
+)
+
+func run() *cli.Command {
+	var check bool
+	return &cli.Command{
+		Name:   "run",
+		Usage:  "be the broker, until TERM or INT",
+		Daemon: true,
+		Flags: []cli.Flag{
+			{Name: "check", Usage: "say whether this program could be the broker, and do nothing", Value: cli.Bool(&check)},
+		},
+		Run: func(ctx context.Context, call *cli.Call) error {
+			paths, err := command.Paths(call)
+			if err != nil {
+				return err
+			}
+			log := call.Logger("wpt")
+			config := wpt.Config{
+				Paths: paths, Version: cli.Version(), Logger: log,
+				Ready: func() {
+					log.Info("ready", "socket", paths.WptSocket())
+					command.NotifyReady(log)
+				},
+			}
+			if !check {
+				return wpt.Run(ctx, config)
+			}
+			program, err := wpt.Check(config)
+			if err != nil {
+				return err
+			}
+			return command.ShowProgram(call, program)
+		},
+	}
+}
+
+func upgrade() *cli.Command {
+	return command.Upgrade("replace the running broker by another program; guests pause and keep their drives", command.Wpt,
+		func(ctx context.Context, client *api.Client) (command.Running, error) {
+			var s api.WptShow
+			err := client.Get(ctx, api.Path("show"), &s)
+			return command.Running{Version: s.Version, PID: s.PID, Since: s.Since, Pause: s.Pause, UpgradeError: s.UpgradeError}, err
+		})
+}
