@@ -21,13 +21,15 @@ const (
 
 // ListenerSpec asks for a listener. Its targets are subsystems, by name or NQN,
 // or else volumes, for which an implicit subsystem is made that goes with the
-// listener. The same request again is answered with the listener that exists;
+// listener, or else nvme.NQNDiscovery alone: there hosts discover what they may
+// use at all other listeners. The same request again is answered with the listener that exists;
 // another one for the same address is an exists fault.
 type ListenerSpec struct {
 	URL       string       `json:"url"`       // tcp://HOST[:PORT]; an NQN in it is the only target; port 0: any that is free, which is kept
 	Targets   List[string] `json:"targets"`   // none: every subsystem
 	Allow     List[string] `json:"allow"`     // volumes only: the hosts that may connect, NQNs or HostAny
 	Advertise string       `json:"advertise"` // HOST[:PORT] that discovery tells hosts; empty: the address they have come to
+	Referrals List[string] `json:"referrals"` // URLs of other discovery controllers that discovery names, without an NQN the well-known one
 	Shared    bool         `json:"shared"`    // volumes only, as NamespaceSpec.Shared
 	ReadOnly  bool         `json:"read_only"` // volumes only, as NamespaceSpec.ReadOnly
 	UUID      string       `json:"uuid"`      // volumes only, as SubsystemSpec.UUID
@@ -65,11 +67,13 @@ func CheckTarget(target string) error {
 type Listener struct {
 	Number    int          `json:"number"` // 1 and up
 	URL       string       `json:"url"`
-	Targets   List[string] `json:"targets"` // names of subsystems; none: every subsystem
+	Targets   List[string] `json:"targets"` // names of subsystems; none: every subsystem; or nvme.NQNDiscovery
 	Advertise string       `json:"advertise"`
+	Referrals List[string] `json:"referrals"` // with port and NQN, sorted
 	State     string       `json:"state"`
 	Error     string       `json:"error"` // why it is not listening
-	// Subsystems are the NQNs of those it shows now to hosts that they allow.
+	// Subsystems are the NQNs of those it shows now to hosts that they allow, or
+	// nvme.NQNDiscovery where it is for discovery only.
 	Subsystems   List[string]      `json:"subsystems"`
 	Associations List[Association] `json:"associations"`
 }

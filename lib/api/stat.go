@@ -50,7 +50,7 @@ type PollerStat struct {
 
 // ThingStat is what was counted of a volume, namespace or queue.
 type ThingStat struct {
-	Name     string    `json:"name"`   // VOLUME, SUBSYSTEM/NSID or PORT/QID
+	Name     string    `json:"name"`   // VOLUME, SUBSYSTEM/NSID, PORT/QID or SUBSYSTEM/CNTLID/QID
 	Volume   string    `json:"volume"` // of a volume or namespace
 	Since    time.Time `json:"since"`  // counted from then on
 	InFlight uint64    `json:"in_flight"`

@@ -79,7 +79,8 @@ func (c *Controller) active(nsid uint32) nvme.Status {
 func log2(n uint64) uint8 { return uint8(bits.Len64(n) - 1) }
 
 // identifyController describes the controller (NVMe Base 5.17.2.1). What is
-// zero is not supported or not reported.
+// zero is not supported or not reported. CQT is not: nobody can say how long a
+// medium takes to end what it has begun.
 func (c *Controller) identifyController(*Command) ([]byte, nvme.Status) {
 	id := nvme.IdentifyController{
 		VID:       c.cfg.PCIVendor,

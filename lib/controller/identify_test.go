@@ -68,6 +68,13 @@ func TestIdentifyControllerTransport(t *testing.T) {
 	if id.CMIC != nvme.CMICMultiPort|nvme.CMICMultiController {
 		t.Errorf("with a shared namespace: CMIC %#x", id.CMIC)
 	}
+	if err := sub.Add(testNamespace(2, newMemory(4096, 512))); err != nil {
+		t.Fatal(err)
+	}
+	copy(nvme.Bytes(&id), fabrics.identified(nvme.Identify{CNS: nvme.CNSController}, 0))
+	if id.CMIC != 0 {
+		t.Errorf("with one that is not shared, too: CMIC %#x", id.CMIC)
+	}
 }
 
 func TestIdentifyNamespace(t *testing.T) {

@@ -197,15 +197,15 @@ func TestRestoreCNTLID(t *testing.T) {
 
 func TestCNTLID(t *testing.T) {
 	sub := newSubsystem(t)
-	for want, ask := range map[uint16]int{0: 0, 77: 77, maxCNTLID: maxCNTLID} {
+	for want, ask := range map[uint16]int{0: 0, 77: 77, MaxCNTLID: MaxCNTLID} {
 		h := connect(t, sub, func(c *Config) { c.CNTLID = ask })
 		if got := h.c.CNTLID(); got != want {
 			t.Errorf("asked for %d: got %d", ask, got)
 		}
 	}
-	for _, ask := range []int{77, maxCNTLID + 1, 1 << 20} {
+	for _, ask := range []int{77, MaxCNTLID + 1, 1 << 20} {
 		h := connect(t, sub, func(c *Config) { c.CNTLID = ask })
-		if got := h.c.CNTLID(); int(got) == ask || got > maxCNTLID {
+		if got := h.c.CNTLID(); int(got) == ask || got > MaxCNTLID {
 			t.Errorf("asked for %d, which cannot be had: got %d", ask, got)
 		}
 	}

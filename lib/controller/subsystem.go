@@ -64,7 +64,7 @@ type Subsystem struct {
 
 // NewSubsystem returns a subsystem without namespaces.
 func NewSubsystem(nqn, serial string) *Subsystem {
-	s := &Subsystem{NQN: nqn, Serial: serial, controllers: make(map[uint16]*Controller), nextID: rand.N[uint16](maxCNTLID)}
+	s := &Subsystem{NQN: nqn, Serial: serial, controllers: make(map[uint16]*Controller), nextID: rand.N[uint16](MaxCNTLID)}
 	s.table.Store(new([]*Namespace))
 	return s
 }
@@ -170,27 +170,27 @@ func (s *Subsystem) tell(drained func(), follow func(*Worker, uint32, func()), e
 func (s *Subsystem) allocate(c *Controller, want int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if want >= 0 && want <= maxCNTLID && s.controllers[uint16(want)] == nil {
+	if want >= 0 && want <= MaxCNTLID && s.controllers[uint16(want)] == nil {
 		s.ever++
 		s.name(c, uint16(want))
 		return nil
 	}
-	for range maxCNTLID {
-		s.nextID = s.nextID%maxCNTLID + 1
+	for range MaxCNTLID {
+		s.nextID = s.nextID%MaxCNTLID + 1
 		if s.controllers[s.nextID] == nil {
 			s.ever++
 			s.name(c, s.nextID)
 			return nil
 		}
 	}
-	return fmt.Errorf("subsystem %s: all %d controller identifiers are in use", s.NQN, maxCNTLID)
+	return fmt.Errorf("subsystem %s: all %d controller identifiers are in use", s.NQN, MaxCNTLID)
 }
 
 // rename gives a controller the CNTLID that its host knows, if that is free.
 func (s *Subsystem) rename(c *Controller, id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if id <= maxCNTLID && s.controllers[id] == nil {
+	if id <= MaxCNTLID && s.controllers[id] == nil {
 		delete(s.controllers, c.CNTLID())
 		s.name(c, id)
 	}
@@ -223,18 +223,17 @@ func (s *Subsystem) cntlids() []uint16 {
 	return slices.Sorted(maps.Keys(s.controllers))
 }
 
-// maxCNTLID is the largest controller identifier given out; FFF0h and above
+// MaxCNTLID is the largest controller identifier given out; FFF0h and above
 // are reserved (NVMe Base 5.1.13.2.1).
-const maxCNTLID = 0xffef
+const MaxCNTLID = 0xffef
 
 // cmic returns the Controller Multi-Path I/O and Namespace Sharing
 // Capabilities (NVMe Base 5.1.13.2.1): several controllers are announced where
-// a namespace may be shared between them.
+// every namespace may be shared between them, since otherwise there is one.
 func (s *Subsystem) cmic() uint8 {
-	for _, ns := range s.Namespaces() {
-		if ns.Shared {
-			return nvme.CMICMultiPort | nvme.CMICMultiController
-		}
+	all := s.Namespaces()
+	if len(all) == 0 || slices.ContainsFunc(all, func(ns *Namespace) bool { return !ns.Shared }) {
+		return 0
 	}
-	return 0
+	return nvme.CMICMultiPort | nvme.CMICMultiController
 }

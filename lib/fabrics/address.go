@@ -29,48 +29,82 @@ type Address struct {
 //	tcp://HOST[:PORT][/NQN][?nsid=N]          or rdma://; an IPv6 HOST is in brackets
 //	transport=tcp;traddr=HOST[;trsvcid=PORT][;nqn=NQN][;nsid=N]
 //
-// The port is PortNVMe where none is given.
+// Where no port is given it is PortNVMe, and for DiscoveryNQN over TCP PortDiscovery, as hosts have it.
 func ParseAddress(s string) (Address, error) {
-	a, err := parseAddress(s)
-	if err != nil {
-		return Address{}, fmt.Errorf("address %q: %w", s, err)
+	a, err := parse(s)
+	return a.Address, err
+}
+
+// ParseAddressOf is ParseAddress for an address that means the subsystem nqn where it names none.
+func ParseAddressOf(s, nqn string) (Address, error) {
+	a, err := parse(s)
+	if err == nil && a.NQN == "" {
+		a.NQN = nqn
+		a.choosePort()
 	}
+	return a.Address, err
+}
+
+// parser is an address that is being read.
+type parser struct {
+	Address
+	hasPort bool
+}
+
+func parse(s string) (parser, error) {
+	var a parser
+	read := a.parseURL
+	if strings.HasPrefix(s, "transport=") {
+		read = a.parseFields
+	}
+	if err := read(s); err != nil {
+		return parser{}, fmt.Errorf("address %q: %w", s, err)
+	}
+	a.choosePort()
 	return a, nil
 }
 
-func parseAddress(s string) (a Address, err error) {
-	a.Port = PortNVMe
-	if strings.HasPrefix(s, "transport=") {
-		return a, a.parseFields(s)
+// choosePort sets the port where none is given.
+func (a *parser) choosePort() {
+	switch {
+	case a.hasPort:
+	case a.Transport == TransportTCP && a.NQN == DiscoveryNQN:
+		a.Port = PortDiscovery
+	default:
+		a.Port = PortNVMe
 	}
+}
+
+// parseURL reads the form of a URL.
+func (a *parser) parseURL(s string) error {
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok {
-		return a, errors.New("not of the form tcp://HOST[:PORT][/NQN][?nsid=N]")
+		return errors.New("not of the form tcp://HOST[:PORT][/NQN][?nsid=N]")
 	}
 	if err := a.setTransport(scheme); err != nil {
-		return a, err
+		return err
 	}
 	rest, query, hasQuery := strings.Cut(rest, "?")
 	if hasQuery {
 		n, ok := strings.CutPrefix(query, "nsid=")
 		if !ok {
-			return a, fmt.Errorf("%q after the question mark is not nsid=N", query)
+			return fmt.Errorf("%q after the question mark is not nsid=N", query)
 		}
 		if err := a.setNSID(n); err != nil {
-			return a, err
+			return err
 		}
 	}
 	authority, nqn, hasNQN := strings.Cut(rest, "/")
 	if hasNQN && nqn != "" {
 		if err := a.setNQN(nqn); err != nil {
-			return a, err
+			return err
 		}
 	}
-	return a, a.parseAuthority(authority)
+	return a.parseAuthority(authority)
 }
 
 // parseAuthority reads HOST[:PORT].
-func (a *Address) parseAuthority(s string) error {
+func (a *parser) parseAuthority(s string) error {
 	host, port, hasPort := s, "", false
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		host, port, ok = strings.Cut(inner, "]")
@@ -98,7 +132,7 @@ func (a *Address) parseAuthority(s string) error {
 }
 
 // parseFields reads libnvme's form.
-func (a *Address) parseFields(s string) error {
+func (a *parser) parseFields(s string) error {
 	set := map[string]func(string) error{
 		"transport": a.setTransport, "traddr": a.setHost, "trsvcid": a.setPort, "nqn": a.setNQN, "nsid": a.setNSID,
 	}
@@ -122,7 +156,7 @@ func (a *Address) parseFields(s string) error {
 	return nil
 }
 
-func (a *Address) setTransport(s string) error {
+func (a *parser) setTransport(s string) error {
 	switch s {
 	case "tcp":
 		a.Transport = TransportTCP
@@ -135,7 +169,7 @@ func (a *Address) setTransport(s string) error {
 }
 
 // setHost takes an IP address or a name (RFC 1123, and underscores).
-func (a *Address) setHost(s string) error {
+func (a *parser) setHost(s string) error {
 	a.Host = s
 	if s == "" {
 		return errors.New("no host")
@@ -162,16 +196,16 @@ func (a *Address) setHost(s string) error {
 	return nil
 }
 
-func (a *Address) setPort(s string) error {
+func (a *parser) setPort(s string) error {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || s[0] == '+' {
 		return fmt.Errorf("port %q is not a number from 0 to 65535", s)
 	}
-	a.Port = uint16(n)
+	a.Port, a.hasPort = uint16(n), true
 	return nil
 }
 
-func (a *Address) setNQN(s string) error {
+func (a *parser) setNQN(s string) error {
 	if strings.ContainsAny(s, "?;") {
 		return fmt.Errorf("NQN %q holds a question mark or a semicolon, which no address can", s)
 	}
@@ -179,7 +213,7 @@ func (a *Address) setNQN(s string) error {
 	return nvme.CheckNQN(s)
 }
 
-func (a *Address) setNSID(s string) error {
+func (a *parser) setNSID(s string) error {
 	n, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || n == 0 || uint32(n) == nvme.NSIDBroadcast {
 		return fmt.Errorf("nsid %q is not a namespace identifier", s)

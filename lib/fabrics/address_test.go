@@ -18,6 +18,10 @@ func TestParseAddress(t *testing.T) {
 		{"tcp://192.0.2.1", Address{TransportTCP, "192.0.2.1", 4420, "", 0}, "tcp://192.0.2.1:4420"},
 		{"tcp://192.0.2.1/", Address{TransportTCP, "192.0.2.1", 4420, "", 0}, "tcp://192.0.2.1:4420"},
 		{"tcp://b:8009", Address{TransportTCP, "b", 8009, "", 0}, ""},
+		{"tcp://b/" + DiscoveryNQN, Address{TransportTCP, "b", 8009, DiscoveryNQN, 0}, "tcp://b:8009/" + DiscoveryNQN},
+		{"tcp://b:4420/" + DiscoveryNQN, Address{TransportTCP, "b", 4420, DiscoveryNQN, 0}, ""},
+		{"transport=tcp;traddr=b;nqn=" + DiscoveryNQN, Address{TransportTCP, "b", 8009, DiscoveryNQN, 0}, "tcp://b:8009/" + DiscoveryNQN},
+		{"rdma://b/" + DiscoveryNQN, Address{TransportRDMA, "b", 4420, DiscoveryNQN, 0}, "rdma://b:4420/" + DiscoveryNQN},
 		{"tcp://b.example.com:1/" + nqn, Address{TransportTCP, "b.example.com", 1, nqn, 0}, ""},
 		{"tcp://b:0", Address{TransportTCP, "b", 0, "", 0}, ""},
 		{"rdma://[2001:db8::1]:4421/" + nqn + "?nsid=7", Address{TransportRDMA, "2001:db8::1", 4421, nqn, 7}, ""},
@@ -34,6 +38,21 @@ func TestParseAddress(t *testing.T) {
 		}
 		if want := tt.url; got.String() != want && (want != "" || got.String() != tt.text) {
 			t.Errorf("%s is written %s", tt.text, got)
+		}
+	}
+}
+
+func TestParseAddressOf(t *testing.T) {
+	for text, want := range map[string]string{
+		"tcp://b":                "tcp://b:8009/" + DiscoveryNQN,
+		"tcp://b:4420":           "tcp://b:4420/" + DiscoveryNQN,
+		"tcp://b/nqn.x":          "tcp://b:4420/nqn.x",
+		"rdma://b":               "rdma://b:4420/" + DiscoveryNQN,
+		"tcp://b:0?nsid=1":       "tcp://b:0/" + DiscoveryNQN + "?nsid=1",
+		"transport=tcp;traddr=b": "tcp://b:8009/" + DiscoveryNQN,
+	} {
+		if got, err := ParseAddressOf(text, DiscoveryNQN); err != nil || got.String() != want {
+			t.Errorf("%s: %v, %v; want %s", text, got, err, want)
 		}
 	}
 }

@@ -7,8 +7,6 @@ package fabrics
 
 import (
 	"fmt"
-	"net/netip"
-	"strconv"
 	"strings"
 
 	"github.com/leapio/leapio/lib/nvme"
@@ -160,16 +158,6 @@ func (e *DiscoveryEntry) Set(nqn, traddr, trsvcid string) {
 	nvme.SetNQN(&e.SUBNQN, nqn)
 	nvme.SetASCII(e.TRADDR[:], traddr)
 	nvme.SetASCII(e.TRSVCID[:], trsvcid)
-}
-
-// SetAddress stores addr as TRADDR, TRSVCID and ADRFAM.
-func (e *DiscoveryEntry) SetAddress(addr netip.AddrPort) {
-	nvme.SetASCII(e.TRADDR[:], addr.Addr().WithZone("").String())
-	nvme.SetASCII(e.TRSVCID[:], strconv.Itoa(int(addr.Port())))
-	e.ADRFAM = FamilyIPv4
-	if addr.Addr().Is6() {
-		e.ADRFAM = FamilyIPv6
-	}
 }
 
 // cutNUL returns the bytes before the first NUL: some targets pad with those.

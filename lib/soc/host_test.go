@@ -5,6 +5,8 @@ package soc_test
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,6 +161,66 @@ func TestHostStop(t *testing.T) {
 		return call[api.Listener](r, r.client(), "GET", "/v1/listeners/1", nil).State == api.ListenerListening
 	})
 	if _, err := r.connect(l, l.Subsystems[0], hostOne); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHostStat: the queues of a host are counted, and its poller has them.
+func TestHostStat(t *testing.T) {
+	r := newRig(t)
+	r.volume("d1", "mem", "size", "16M")
+	l := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{
+		URL: "tcp://127.0.0.1:0", Targets: []string{"d1"}, Allow: []string{hostOne},
+	})
+	a, err := r.connect(l, l.Subsystems[0], hostOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := a.KeepAlive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stat := call[api.Stat](r, r.client(), "GET", "/v1/stat/queue", nil)
+	if want := fmt.Sprintf("listener-1/%d/0", a.CNTLID()); len(stat.Things) != 1 || stat.Things[0].Name != want || stat.Things[0].Other.Commands != 3 {
+		t.Errorf("%+v, want 3 commands of %s", stat.Things, want)
+	}
+	if info := call[api.RuntimeInfo](r, r.client(), "GET", "/v1/runtime", nil); len(info.Pollers) != 1 || info.Pollers[0].Queues != 1 {
+		t.Errorf("%+v", info)
+	}
+	a.Close()
+	r.eventually("the queue goes", func() bool {
+		return len(call[api.Stat](r, r.client(), "GET", "/v1/stat/queue", nil).Things) == 0
+	})
+}
+
+// TestHostIPv6: a host comes by IPv6, and is told addresses of that family.
+func TestHostIPv6(t *testing.T) {
+	if l, err := net.Listen("tcp6", "[::1]:0"); err != nil {
+		t.Skipf("not run: %v", err)
+	} else {
+		l.Close()
+	}
+	r := newRig(t)
+	r.volume("d1", "mem", "size", "16M")
+	l := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{
+		URL: "tcp://[::]:0", Targets: []string{"d1"}, Allow: []string{hostOne},
+	})
+	find := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{URL: "tcp://[::1]:0", Targets: []string{fabrics.DiscoveryNQN}})
+	a, err := r.connect(find, fabrics.DiscoveryNQN, hostOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, entries, err := a.DiscoveryLog(t.Context())
+	if err != nil || len(entries) != 2 {
+		t.Fatalf("%d records, %v", len(entries), err)
+	}
+	at := &entries[0]
+	if at.ADRFAM != fabrics.FamilyIPv6 || at.Address() != "::1" || !strings.HasSuffix(l.URL, ":"+at.Service()) {
+		t.Errorf("%v %s %s, want that of %s", at.ADRFAM, at.Address(), at.Service(), l.URL)
+	}
+	l.URL = "tcp://[" + at.Address() + "]:" + at.Service()
+	if _, err := r.connect(l, at.Subsystem(), hostOne); err != nil {
 		t.Error(err)
 	}
 }

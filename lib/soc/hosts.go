@@ -7,10 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -18,14 +18,14 @@ import (
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/target"
-	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
 
 // newTarget makes the target, which serves hosts on the pollers.
 func (r *Runtime) newTarget() *target.Target {
 	return target.New(target.Config{
-		Pollers: r.pollers, Subsystem: r.subsystemFor, Discovery: r.discoveryFor, Changed: r.hostsChanged, Log: r.log,
+		Pollers: r.pollers, Subsystem: r.subsystemFor, Discovery: r.discoveryFor, DiscoveryNQN: r.discovery.NQN(),
+		Changed: r.hostsChanged, Limits: r.cfg.Limits, Log: r.log,
 	})
 }
 
@@ -177,9 +177,14 @@ func (r *Runtime) openListener(ctx context.Context, l *listener) {
 			r.publish(api.KindListener, l.name(), state, detail)
 		}()
 	}
-	l.open, l.err = open, err
-	if err != nil {
+	if l.open, l.err = open, err; err != nil {
 		l.retry.failed(time.Now())
+	} else {
+		r.generation++ // other listeners tell where this one is
+		if err := r.save(); err != nil {
+			r.log.Error("generation of the discovery log cannot be kept", "err", err)
+		}
+		r.admit()
 	}
 	select {
 	case <-l.tried:
@@ -205,13 +210,18 @@ func (r *Runtime) bind(ctx context.Context, l *listener) (*target.Listener, erro
 // admission is what hosts are let in by: who sees what at which listener. It is
 // never changed, so that pollers need no lock.
 type admission struct {
-	generation uint64 // of the discovery log
-	listeners  map[int]*entrance
+	generation uint64            // of the discovery log
+	listeners  map[int]*entrance // by number
+	order      []*entrance       // by number
 }
 
 // entrance is a listener as hosts see it.
 type entrance struct {
-	advertise fabrics.Address // no host: the address that a host has come to
+	number    int
+	discovery bool            // and nothing else: hosts find there what they may use elsewhere
+	advertise fabrics.Address // no host: where it is
+	bound     netip.AddrPort  // not valid: it is not open
+	referrals []fabrics.Address
 	shown     []shown
 }
 
@@ -231,10 +241,18 @@ func (s *shown) allows(host string) bool { return s.anybody || slices.Contains(s
 // admit has hosts be let in by what there is now. r.mu is held.
 func (r *Runtime) admit() {
 	a := &admission{generation: r.generation, listeners: make(map[int]*entrance)}
-	for n, l := range r.listeners {
-		e := &entrance{}
+	for _, n := range slices.Sorted(maps.Keys(r.listeners)) {
+		l := r.listeners[n]
+		e := &entrance{number: n, discovery: l.discovers()}
+		if l.open != nil {
+			e.bound = l.open.Addr()
+		}
 		if l.rec.Advertise != "" {
 			e.advertise, _ = advertised(l.rec.Advertise, l.addr) // checked when it was made
+		}
+		for _, url := range l.rec.Referrals {
+			addr, _ := referral(url) // as well
+			e.referrals = append(e.referrals, addr)
 		}
 		for _, s := range r.subsystems {
 			if !l.shows(s) {
@@ -247,6 +265,7 @@ func (r *Runtime) admit() {
 		}
 		slices.SortFunc(e.shown, func(a, b shown) int { return compareNames(a.nqn, b.nqn) })
 		a.listeners[n] = e
+		a.order = append(a.order, e)
 	}
 	r.admission.Store(a)
 	r.announce.Store(true)
@@ -274,43 +293,6 @@ func (r *Runtime) subsystemFor(listener int, subNQN, hostNQN string) (*controlle
 		return s.model, nil
 	}
 	return s.model, s.use.byHost(s.model, r.ports, r.target)
-}
-
-// discoveryFor returns the records of the discovery log that a host sees at a
-// listener. It is called on pollers.
-func (r *Runtime) discoveryFor(listener int, hostNQN string) ([]fabrics.DiscoveryEntry, uint64) {
-	a := r.admission.Load()
-	e := a.listeners[listener]
-	if e == nil {
-		return nil, a.generation
-	}
-	var entries []fabrics.DiscoveryEntry
-	for i := range e.shown {
-		s := &e.shown[i]
-		if !s.allows(hostNQN) {
-			continue
-		}
-		entry := fabrics.DiscoveryEntry{
-			TRTYPE: fabrics.TransportTCP, SUBTYPE: fabrics.SubsystemNVM, TREQ: fabrics.TREQSecureNotRequired | fabrics.TREQNoFlowControl,
-			PORTID: uint16(listener), CNTLID: fabrics.CNTLIDDynamic, ASQSZ: fabrics.MinAdminQueue,
-		}
-		nvme.SetNQN(&entry.SUBNQN, s.nqn)
-		if e.advertise.Host != "" {
-			entry.Set(s.nqn, e.advertise.Host, strconv.Itoa(int(e.advertise.Port)))
-			entry.ADRFAM = familyOf(e.advertise.Host)
-		}
-		entries = append(entries, entry)
-	}
-	return entries, a.generation
-}
-
-// familyOf is the address family of an address, or of a name: IPv4, since
-// hosts look names up whatever it says.
-func familyOf(host string) fabrics.AddressFamily {
-	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() {
-		return fabrics.FamilyIPv6
-	}
-	return fabrics.FamilyIPv4
 }
 
 // use keeps a subsystem that is not shared from having two controllers: those of

@@ -39,6 +39,14 @@ func newListener(rec listenerRecord) (*listener, error) {
 
 func (l *listener) name() string { return strconv.Itoa(l.rec.Number) }
 
+// discovers reports whether the listener is for discovery only.
+func (l *listener) discovers() bool { return discoveryOnly(l.rec.Targets) }
+
+// discoveryOnly reports whether the words are the targets of such a listener.
+func discoveryOnly(targets []string) bool {
+	return len(targets) == 1 && targets[0] == fabrics.DiscoveryNQN
+}
+
 // shows reports whether the listener shows a subsystem to those it allows.
 func (l *listener) shows(s *subsystem) bool {
 	return len(l.rec.Targets) == 0 || slices.Contains(l.rec.Targets, s.rec.Name)
@@ -54,6 +62,10 @@ func (l *listener) state() (state, reason string) {
 // listenAddress reads the URL of a request; an NQN in it is a target.
 func listenAddress(in *api.ListenerSpec) (fabrics.Address, error) {
 	addr, err := fabrics.ParseAddress(in.URL)
+	if err == nil && discoveryOnly(in.Targets) && addr.NQN == "" {
+		in.Targets = nil // it chooses the port as it does in the URL
+		addr, err = fabrics.ParseAddressOf(in.URL, fabrics.DiscoveryNQN)
+	}
 	switch {
 	case err != nil:
 		return addr, fault.New(fault.Usage, "", "", err)
@@ -72,8 +84,31 @@ func listenAddress(in *api.ListenerSpec) (fabrics.Address, error) {
 			return addr, fault.New(fault.Usage, "", "", err)
 		}
 	}
+	var referrals []string
+	for _, url := range in.Referrals {
+		to, err := referral(url)
+		if err != nil {
+			return addr, fault.New(fault.Usage, "", "", err)
+		}
+		referrals = append(referrals, to.String())
+	}
+	slices.Sort(referrals)
+	in.Referrals = slices.Compact(referrals)
 	if addr.Port == 0 {
 		addr.Port, err = freePort(addr)
+	}
+	return addr, err
+}
+
+// referral reads the URL of another discovery controller.
+func referral(url string) (fabrics.Address, error) {
+	addr, err := fabrics.ParseAddressOf(url, fabrics.DiscoveryNQN)
+	switch {
+	case err != nil:
+	case addr.Port == 0:
+		err = fmt.Errorf("referral to %s: port 0 is for listeners", url)
+	case addr.NSID != 0:
+		err = fmt.Errorf("referral to %s: it is to discovery, no namespace", url)
 	}
 	return addr, err
 }
@@ -151,7 +186,7 @@ func (r *Runtime) listen(addr fabrics.Address, in api.ListenerSpec) (*listener, 
 		return nil, fault.Errorf(fault.Usage, "", "", "no host may use volume %s yet", volumes[0]).
 			Hint("--allow NQN lets a host in, as in its /etc/nvme/hostnqn; --allow any lets every host in")
 	}
-	rec := listenerRecord{URL: addr.String(), Advertise: in.Advertise, Targets: targets}
+	rec := listenerRecord{URL: addr.String(), Advertise: in.Advertise, Referrals: in.Referrals, Targets: targets}
 	l, err := newListener(rec)
 	if err != nil {
 		return nil, err
@@ -211,6 +246,9 @@ func implicitName(l *listener) string { return "listener-" + l.name() }
 // sortTargets tells subsystems, of which it returns the names, from volumes.
 // r.mu is held.
 func (r *Runtime) sortTargets(words []string) (subsystems, volumes []string, err error) {
+	if discoveryOnly(words) {
+		return words, nil, nil
+	}
 	for _, word := range words {
 		s, err := r.findSubsystem(word)
 		v := r.volumes[word]
@@ -224,6 +262,9 @@ func (r *Runtime) sortTargets(words []string) (subsystems, volumes []string, err
 			subsystems = append(subsystems, s.rec.Name)
 		case v != nil:
 			volumes = append(volumes, word)
+		case word == fabrics.DiscoveryNQN:
+			return nil, nil, fault.Errorf(fault.Usage, "", "", "%s is the only target of a listener", word).
+				Hint("every listener has discovery of what it shows itself")
 		case api.IsNQN(word):
 			return nil, nil, err
 		default:
@@ -246,6 +287,8 @@ func volumesOnly(in api.ListenerSpec) error {
 		of = in.Targets[0]
 	}
 	switch {
+	case len(in.Allow) > 0 && discoveryOnly(in.Targets):
+		return fault.Errorf(fault.Usage, "", "", "every host may discover: --allow is for volumes")
 	case len(in.Allow) > 0 && len(in.Targets) > 0:
 		return fault.Errorf(fault.Usage, "", "", "%s is a subsystem: --allow is for volumes", of).
 			Hint(fmt.Sprintf("`leap-soc host allow %s NQN` lets a host use it", of))
@@ -268,7 +311,7 @@ func (r *Runtime) sameListener(l *listener, in api.ListenerSpec, targets, volume
 	if len(volumes) > 0 {
 		targets = []string{implicitName(l)}
 	}
-	same := slices.Equal(l.rec.Targets, targets) && l.rec.Advertise == in.Advertise
+	same := slices.Equal(l.rec.Targets, targets) && l.rec.Advertise == in.Advertise && slices.Equal(l.rec.Referrals, in.Referrals)
 	if s := r.subsystems[implicitName(l)]; same && len(volumes) > 0 {
 		spec := api.SubsystemSpec{
 			Name: implicitName(l), UUID: in.UUID, Implicit: true, Volumes: volumes, Shared: in.Shared, ReadOnly: in.ReadOnly, AllowAny: slices.Contains(in.Allow, api.HostAny),
@@ -417,7 +460,7 @@ func (l *listener) associations() []api.Association {
 func (r *Runtime) describeListener(l *listener) api.Listener {
 	state, reason := l.state()
 	out := api.Listener{
-		Number: l.rec.Number, URL: l.rec.URL, Targets: l.rec.Targets, Advertise: l.rec.Advertise,
+		Number: l.rec.Number, URL: l.rec.URL, Targets: l.rec.Targets, Advertise: l.rec.Advertise, Referrals: l.rec.Referrals,
 		State: state, Error: reason, Associations: l.associations(),
 	}
 	for _, s := range r.subsystems {
@@ -426,6 +469,9 @@ func (r *Runtime) describeListener(l *listener) api.Listener {
 		}
 	}
 	slices.Sort(out.Subsystems)
+	if l.discovers() {
+		out.Subsystems = []string{fabrics.DiscoveryNQN}
+	}
 	return out
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/poller"
@@ -44,10 +46,10 @@ func newFrontDesk(t *testing.T, paths api.Paths) *frontDesk {
 	}
 	r.pollers = []*poller.Poller{p}
 	r.ports = link.NewPorts(r.pollers, r.resolve)
-	r.target = r.newTarget()
 	if err := errors.Join(r.openRecords(), r.load(t.Context())); err != nil {
 		t.Fatal(err)
 	}
+	r.target = r.newTarget()
 	f := &frontDesk{Runtime: r, t: t}
 	ctx, cancel := context.WithCancel(t.Context())
 	go r.keepListeners(ctx)
@@ -155,9 +157,10 @@ func TestListenerLife(t *testing.T) {
 	if d := cmp.Diff(l, again); d != "" {
 		t.Error(d)
 	}
-	if f.generation != generation || generation == 0 {
+	if f.generation <= generation || generation == 0 {
 		t.Errorf("generation %d after %d", f.generation, generation)
 	}
+	generation = f.generation
 	s := f.subsystems["listener-1"]
 	if s == nil || !s.rec.Implicit || s.rec.AllowAny || !slices.Equal(s.rec.Hosts, []string{hostB, hostA}) || len(s.rec.Namespaces) != 2 {
 		t.Errorf("subsystem %+v", s)
@@ -230,6 +233,7 @@ func TestListenSame(t *testing.T) {
 	one := f.listenTo(api.ListenerSpec{URL: anyPort, Targets: []string{"d1"}, Allow: []string{hostA}})
 	two := f.listenTo(api.ListenerSpec{URL: anyPort, Targets: []string{"s1"}, Advertise: "192.0.2.1:4444"})
 	all := f.listenTo(api.ListenerSpec{URL: anyPort})
+	find := f.listenTo(api.ListenerSpec{URL: anyPort, Targets: []string{fabrics.DiscoveryNQN}, Referrals: []string{"tcp://b", "tcp://a"}})
 	generation := f.generation
 	for _, tt := range []struct {
 		in   api.ListenerSpec
@@ -252,6 +256,11 @@ func TestListenSame(t *testing.T) {
 		{api.ListenerSpec{URL: two.URL, Targets: []string{"s1"}}, fault.Exists},
 		{api.ListenerSpec{URL: two.URL, Targets: []string{"s1", "s2"}, Advertise: "192.0.2.1:4444"}, fault.Exists},
 		{api.ListenerSpec{URL: all.URL}, 0},
+		{api.ListenerSpec{URL: all.URL, Referrals: []string{"tcp://192.0.2.1"}}, fault.Exists},
+		{api.ListenerSpec{URL: find.URL, Targets: []string{fabrics.DiscoveryNQN}, Referrals: []string{"tcp://b", "tcp://a:8009/" + fabrics.DiscoveryNQN, "tcp://b"}}, 0},
+		{api.ListenerSpec{URL: find.URL + "/" + fabrics.DiscoveryNQN, Referrals: []string{"tcp://a", "tcp://b"}}, 0},
+		{api.ListenerSpec{URL: find.URL, Targets: []string{fabrics.DiscoveryNQN}, Referrals: []string{"tcp://b"}}, fault.Exists},
+		{api.ListenerSpec{URL: find.URL}, fault.Exists},
 		{api.ListenerSpec{URL: all.URL, Targets: []string{"s1"}}, fault.Exists},
 	} {
 		_, err := f.createListener(t.Context(), tt.in)
@@ -259,7 +268,7 @@ func TestListenSame(t *testing.T) {
 			t.Errorf("%+v: %v", tt.in, err)
 		}
 	}
-	if len(f.listListeners()) != 3 || len(f.subsystems) != 3 || f.generation != generation {
+	if len(f.listListeners()) != 4 || len(f.subsystems) != 3 || f.generation != generation {
 		t.Errorf("something has changed: %v, generation %d after %d", f.listListeners(), f.generation, generation)
 	}
 }
@@ -290,6 +299,12 @@ func TestListenRefused(t *testing.T) {
 		{api.ListenerSpec{URL: anyPort, Allow: []string{hostA}}, fault.Usage, "--allow is for volumes"},
 		{api.ListenerSpec{URL: anyPort, Targets: []string{"s1"}, Shared: true}, fault.Usage, "--shared is for volumes"},
 		{api.ListenerSpec{URL: anyPort, Targets: []string{"s1"}, ReadOnly: true}, fault.Usage, "--read-only is for volumes"},
+		{api.ListenerSpec{URL: anyPort, Targets: []string{"s1", fabrics.DiscoveryNQN}}, fault.Usage, "only target"},
+		{api.ListenerSpec{URL: anyPort, Targets: []string{fabrics.DiscoveryNQN}, Allow: []string{hostA}}, fault.Usage, "every host may discover"},
+		{api.ListenerSpec{URL: anyPort, Targets: []string{fabrics.DiscoveryNQN}, Shared: true}, fault.Usage, "--shared is for volumes"},
+		{api.ListenerSpec{URL: anyPort, Referrals: []string{"tcp://b:0"}}, fault.Usage, "port 0"},
+		{api.ListenerSpec{URL: anyPort, Referrals: []string{"tcp://b?nsid=1"}}, fault.Usage, "no namespace"},
+		{api.ListenerSpec{URL: anyPort, Referrals: []string{"b"}}, fault.Usage, "tcp://HOST"},
 		{api.ListenerSpec{URL: anyPort, Targets: []string{"d1", "d2"}, Allow: []string{hostA}}, fault.Exists, "volume d2 is in use"},
 	} {
 		_, err := f.createListener(t.Context(), tt.in)
@@ -336,14 +351,16 @@ func TestAdmission(t *testing.T) {
 		}
 	}
 	log := func(listener int, host string) (lines []string, generation uint64) {
-		entries, generation := f.discoveryFor(listener, host)
+		entries, generation := f.discoveryFor(listener, host, netip.MustParseAddrPort("192.0.2.1:1"))
 		for _, e := range entries {
-			lines = append(lines, e.Subsystem()+" "+e.Address()+" "+e.Service())
+			if e.SUBTYPE == fabrics.SubsystemNVM {
+				lines = append(lines, e.Subsystem()+" "+e.Address()+" "+e.Service())
+			}
 		}
 		slices.Sort(lines)
 		return lines, generation
 	}
-	both := []string{one.NQN + "  ", open.NQN + "  "}
+	both := []string{one.NQN + " 192.0.2.1 1", open.NQN + " 192.0.2.1 1"}
 	slices.Sort(both)
 	for _, tt := range []struct {
 		listener int
@@ -351,7 +368,7 @@ func TestAdmission(t *testing.T) {
 		want     []string
 	}{
 		{1, hostA, both},
-		{1, hostB, []string{open.NQN + "  "}},
+		{1, hostB, both[slices.IndexFunc(both, func(s string) bool { return strings.HasPrefix(s, open.NQN) }):][:1]},
 		{2, hostA, []string{one.NQN + " 192.0.2.7 " + port}},
 		{2, hostB, nil},
 		{3, hostA, nil},

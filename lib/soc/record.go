@@ -18,8 +18,9 @@ import (
 )
 
 // stateVersion is the version of record. Version 1 had no write protection,
-// version 2 none by hosts, and version 3 no listeners.
-const stateVersion = 4
+// version 2 none by hosts, version 3 no listeners, and version 4 no referrals and
+// no name of the discovery subsystem.
+const stateVersion = 5
 
 // record is the content of STATE/NAME.json: what exists, in the order it is
 // made again.
@@ -29,6 +30,8 @@ type record struct {
 	Listeners  []listenerRecord  `json:"listeners"`
 	// Generation is that of the discovery log, which only rises.
 	Generation uint64 `json:"generation"`
+	// Discovery is the UUID of the discovery subsystem.
+	Discovery string `json:"discovery"`
 }
 
 // subsystemRecord is a subsystem as it is kept.
@@ -57,12 +60,13 @@ type listenerRecord struct {
 	Number    int      `json:"number"`
 	URL       string   `json:"url"`       // without an NQN
 	Advertise string   `json:"advertise"` // see api.ListenerSpec
-	Targets   []string `json:"targets"`   // names of subsystems; none: every subsystem
+	Referrals []string `json:"referrals"` // see api.Listener
+	Targets   []string `json:"targets"`   // names of subsystems; none: every subsystem; or DiscoveryNQN
 }
 
-// migrate makes a record of the state of versions 1 to 3, which have all of its
-// keys but read_only, write_protected and those of listeners: there was nothing
-// of it.
+// migrate makes a record of the state of versions 1 to 4, which have all of its
+// keys but read_only, write_protected, those of listeners, referrals and
+// discovery: there was nothing of it.
 func migrate(_ int, old json.RawMessage) (record, error) {
 	var rec record
 	d := json.NewDecoder(bytes.NewReader(old))
@@ -103,7 +107,7 @@ func (r *Runtime) save() error { return r.state.Save(r.record()) }
 
 // record is what exists. r.mu is held.
 func (r *Runtime) record() record {
-	rec := record{Generation: r.generation}
+	rec := record{Generation: r.generation, Discovery: r.discovery.String()}
 	for _, name := range slices.Sorted(maps.Keys(r.volumes)) {
 		rec.Volumes = append(rec.Volumes, r.volumes[name].spec)
 	}

@@ -5,6 +5,7 @@ package soc_test
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -82,7 +83,7 @@ func TestStateVersion1(t *testing.T) {
 	if b, err := os.ReadFile(path + ".v1"); err != nil || string(b) != stateV1 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
-	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 4`) || !strings.Contains(string(b), `"read_only": false`) {
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 5`) || !strings.Contains(string(b), `"read_only": false`) {
 		t.Errorf("the new file: %v, %s", err, b)
 	}
 }
@@ -156,6 +157,50 @@ func TestStateVersion3(t *testing.T) {
 		t.Errorf("listeners %+v", all)
 	}
 	if b, err := os.ReadFile(path + ".v3"); err != nil || string(b) != v3 {
+		t.Errorf("the copy: %v, %s", err, b)
+	}
+}
+
+// TestStateVersion4: what version 4 kept is there, and the discovery subsystem
+// gets a name, for good.
+func TestStateVersion4(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	v4 := strings.Replace(stateV1, `"version": 1`, `"version": 4`, 1)
+	v4 = strings.Replace(v4, `"shared": true`, `"shared": true, "read_only": true, "write_protected": true`, 1)
+	v4 = strings.Replace(v4, "\t\t]\n\t}\n}", `], "listeners": [{"number": 3, "url": "tcp://127.0.0.1:1", "advertise": "192.0.2.1", "targets": ["s1"]}], "generation": 9}}`, 1)
+	if err := os.WriteFile(path, []byte(v4), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for range 2 {
+		r.startSoc()
+		all := call[[]api.Listener](r, r.client(), "GET", "/v1/listeners", nil)
+		if len(all) != 1 || all[0].Number != 3 || all[0].Advertise != "192.0.2.1" || len(all[0].Targets) != 1 || len(all[0].Referrals) != 0 {
+			t.Errorf("listeners %+v", all)
+		}
+		r.stopSoc()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var file struct {
+			Version int
+			State   struct{ Discovery string }
+		}
+		if err := json.Unmarshal(b, &file); err != nil || file.Version != 5 || file.State.Discovery == "" {
+			t.Errorf("the new file: %v, %s", err, b)
+		}
+		names = append(names, file.State.Discovery)
+	}
+	if names[0] != names[1] {
+		t.Errorf("the name has changed: %q", names)
+	}
+	if b, err := os.ReadFile(path + ".v4"); err != nil || string(b) != v4 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
 }

@@ -12,6 +12,7 @@
 //	subsystems.go  subsystems, namespaces, the hosts they allow
 //	listeners.go   listeners: made, removed
 //	hosts.go       listeners: opened; who is let in there
+//	discovery.go   what hosts are told of them
 //	record.go      what is kept in STATE and what is shown as facts in RUN
 //	setup.go       what is made at every start
 //	successor.go   another program that takes over
@@ -37,6 +38,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics/target"
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/wpt/link"
 )
@@ -49,6 +51,8 @@ type Config struct {
 	// CPUs has one poller pinned to each; empty: one poller that is not pinned.
 	CPUs []int
 	Poll poller.Mode
+	// Limits bound what hosts take; fields of 0 have their defaults.
+	Limits target.Limits
 	// Standby: if another runtime has the name, its end is waited for.
 	Standby bool
 	// Setup makes what is to be there after every start; nil: nothing is. It is
@@ -93,6 +97,7 @@ type Runtime struct {
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log
+	discovery  nvme.UUID         // of the discovery subsystem; fixed once load has returned
 	setup      string            // api.SetupNone, ...
 
 	admission     atomic.Pointer[admission]
@@ -181,11 +186,11 @@ func (r *Runtime) run(ctx context.Context) error {
 	defer r.stopPollers()
 	r.ports = link.NewPorts(r.pollers, r.resolve)
 	defer r.watches.Wait()
-	r.target = r.newTarget()
 	defer r.closeVolumes()
 	if err := r.load(ctx); err != nil {
 		return err
 	}
+	r.target = r.newTarget()
 
 	r.beginSetup()
 	server := api.NewServer(r.mux())
@@ -374,6 +379,9 @@ func (r *Runtime) info() api.RuntimeInfo {
 		for _, q := range p.Queues() {
 			queues[q.Poller]++
 		}
+	}
+	for _, q := range r.target.Queues() {
+		queues[q.Poller]++
 	}
 	for i, p := range r.pollers {
 		info.Pollers = append(info.Pollers, api.PollerInfo{ID: i, CPU: p.CPU(), Queues: queues[p.Name()]})

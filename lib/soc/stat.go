@@ -95,9 +95,22 @@ func (r *Runtime) namespaceStats() []api.ThingStat {
 }
 
 // queueStats asks the pollers which queues there are, and reads their counters
-// without them.
+// without them. Those of hosts are named by subsystem and controller.
 func (r *Runtime) queueStats() []api.ThingStat {
 	var all []api.ThingStat
+	names := make(map[string]string)
+	r.mu.Lock()
+	for name, s := range r.subsystems {
+		names[s.rec.NQN] = name
+	}
+	r.mu.Unlock()
+	for _, q := range r.target.Queues() {
+		if name, ok := names[q.SubsystemNQN]; ok { // else it has just been deleted
+			t := thing(fmt.Sprintf("%s/%d/%d", name, q.CNTLID, q.QID), "", q.Stats.Since, q.Stats.Total())
+			t.InFlight = uint64(q.Outstanding)
+			all = append(all, t)
+		}
+	}
 	for _, p := range r.ports.List() {
 		for _, q := range p.Queues() {
 			t := thing(fmt.Sprintf("%s/%d", p.Name, q.QID), "", q.Stats.Since, q.Stats.Total())

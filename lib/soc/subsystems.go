@@ -12,6 +12,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
@@ -167,6 +168,9 @@ func (r *Runtime) makeSubsystem(in api.SubsystemSpec, allow []string) (*subsyste
 		s.rec.NQN = in.Name
 	case s.rec.NQN == "":
 		s.rec.NQN = id.NQN()
+	}
+	if s.rec.NQN == fabrics.DiscoveryNQN || s.rec.NQN == r.discovery.NQN() {
+		return nil, fault.Errorf(fault.Usage, "", "", "NQN %s is that of discovery", s.rec.NQN)
 	}
 	if other, err := r.findSubsystem(s.rec.NQN); err == nil {
 		return nil, fault.Errorf(fault.Exists, "", "", "subsystem %s has NQN %s already", other.rec.Name, s.rec.NQN)

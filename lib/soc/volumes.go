@@ -14,6 +14,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/volume"
@@ -116,6 +117,11 @@ func (r *Runtime) load(ctx context.Context) error {
 		r.showVolume(v)
 	}
 	r.generation = rec.Generation
+	if rec.Discovery != "" {
+		if r.discovery, err = nvme.ParseUUID(rec.Discovery); err != nil {
+			return fmt.Errorf("%s: the discovery subsystem: %w", r.cfg.Paths.StateFile(r.cfg.Name), err)
+		}
+	}
 	for _, rec := range rec.Listeners {
 		l, err := newListener(rec)
 		if err != nil {
@@ -125,6 +131,10 @@ func (r *Runtime) load(ctx context.Context) error {
 		r.showListener(l)
 	}
 	r.admit()
+	if rec.Discovery == "" {
+		r.discovery = nvme.NewUUID()
+		return r.save()
+	}
 	return nil
 }
 

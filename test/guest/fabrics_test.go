@@ -72,7 +72,7 @@ func testFabrics(t *testing.T, kernel guest.Kernel) {
 			}
 			return sub, nil
 		},
-		Discovery: func(int, string) ([]fabrics.DiscoveryEntry, uint64) {
+		Discovery: func(int, string, netip.AddrPort) ([]fabrics.DiscoveryEntry, uint64) {
 			e := fabrics.DiscoveryEntry{
 				TRTYPE: fabrics.TransportTCP, ADRFAM: fabrics.FamilyIPv4, SUBTYPE: fabrics.SubsystemNVM,
 				TREQ: fabrics.TREQSecureNotRequired | fabrics.TREQNoFlowControl, PORTID: 1, CNTLID: fabrics.CNTLIDDynamic, ASQSZ: fabrics.MinAdminQueue,

@@ -21,24 +21,27 @@ func listen() *cli.Command {
 		existOK bool
 		spec    api.ListenerSpec
 		allow   []string
+		refer   []string
 	)
 	return &cli.Command{
 		Name:  "listen",
 		Usage: "let hosts connect at an address; prints a URL per subsystem",
 		Help: "Volumes get a subsystem of their own. Without a target, every subsystem is\n" +
-			"shown. The same command again changes nothing.",
+			"shown. The well-known discovery NQN as the target makes a listener for discovery\n" +
+			"only, of what hosts may use at all others. The same command again changes nothing.",
 		Args: "URL [TARGET...]",
 		Flags: []cli.Flag{
 			command.RuntimeFlag(&runtime),
 			{Name: "allow", Arg: "NQN|any", Usage: "a host that may use the volumes, or any; may be repeated", Value: cli.Strings(&allow)},
 			{Name: "advertise", Arg: "ADDR", Usage: "the address that discovery tells hosts; without it, the one they have come to", Value: cli.String(&spec.Advertise)},
+			{Name: "referral", Arg: "URL", Usage: "another discovery controller that discovery names here; may be repeated", Value: cli.Strings(&refer)},
 			{Name: "shared", Usage: "the volumes may be in use elsewhere, too", Value: cli.Bool(&spec.Shared)},
 			{Name: "read-only", Usage: "hosts cannot write to the volumes", Value: cli.Bool(&spec.ReadOnly)},
 			{Name: "uuid", Arg: "UUID", Usage: "the UUID of the subsystem that the volumes get; without it, a new one", Value: cli.String(&spec.UUID)},
 			{Name: "exist-ok", Usage: "a listener that is as asked for already is no error, here in any case", Value: cli.Bool(&existOK)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
-			spec.URL, spec.Targets, spec.Allow = call.Arg(0), call.Args[1:], allow
+			spec.URL, spec.Targets, spec.Allow, spec.Referrals = call.Arg(0), call.Args[1:], allow, refer
 			if err := spec.Check(); err != nil {
 				return err
 			}
@@ -124,6 +127,7 @@ var columns = []cli.Column[api.Listener]{
 	{Name: "ADVERTISE", Value: func(l api.Listener) any { return l.Advertise }},
 	{Name: "HOSTS", Value: hostWords},
 	{Name: "ERROR", Value: func(l api.Listener) any { return l.Error }},
+	{Name: "REFERRALS", Value: func(l api.Listener) any { return []string(l.Referrals) }},
 }
 
 // hostWords are the hosts that are connected, each once.

@@ -333,6 +333,9 @@ func (x *exporter) listener(l api.Listener) {
 	if l.Advertise != "" {
 		words = append(words, "--advertise", l.Advertise)
 	}
+	for _, url := range l.Referrals {
+		words = append(words, "--referral", url)
+	}
 	x.add("leap-rdma", "listen", words...)
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"slices"
@@ -20,9 +21,12 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/soc"
+	"github.com/leapio/leapio/lib/units"
 )
 
 func run() *cli.Command {
@@ -31,22 +35,27 @@ func run() *cli.Command {
 		cpus           cpuList
 		setup          setupFlag
 		standby, check bool
+		host           hostLimits
 	)
 	mode := api.PollAdaptive
 	return &cli.Command{
 		Name:   "run",
 		Usage:  "be the runtime, until TERM or INT",
 		Daemon: true,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
 			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
 			{Name: "standby", Usage: "wait for the end of the runtime of this name, and take over", Value: cli.Bool(&standby)},
 			{Name: "check", Usage: "say whether this program could be the runtime, and do nothing", Value: cli.Bool(&check)},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
-		},
+		}, host.flags()...),
 		Run: func(ctx context.Context, call *cli.Call) error {
 			if err := api.CheckRuntime(name); err != nil {
+				return err
+			}
+			limits, err := host.limits()
+			if err != nil {
 				return err
 			}
 			paths, err := command.Paths(call)
@@ -59,7 +68,7 @@ func run() *cli.Command {
 			}
 			log := call.Logger("soc")
 			config := soc.Config{
-				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Standby: standby, Log: log,
+				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Limits: limits, Standby: standby, Log: log,
 				Ready: func() { command.NotifyReady(log) }, Succeeded: func(pid int) { command.NotifyMainPID(log, pid) },
 			}
 			if check {
@@ -81,6 +90,37 @@ func run() *cli.Command {
 			return err
 		},
 	}
+}
+
+// hostLimits are the flags for what hosts may take.
+type hostLimits struct {
+	target.Limits
+	capsule, memory, share units.Size
+}
+
+func (h *hostLimits) flags() []cli.Flag {
+	h.Limits = target.DefaultLimits()
+	h.capsule, h.memory, h.share = units.Size(h.InCapsule), units.Size(h.Memory), units.Size(h.Share)
+	return []cli.Flag{
+		{Name: "host-connections", Arg: "N", Usage: "how many connections hosts may have in all", Value: cli.Int(&h.Connections, 1, target.MaxConnections)},
+		{Name: "host-associations", Arg: "N", Usage: "how many controllers hosts may be connected to, without those of discovery", Value: cli.Int(&h.Associations, 1, target.MaxConnections)},
+		{Name: "host-queues", Arg: "N", Usage: "how many I/O queues a controller has for a host", Value: cli.Int(&h.Queues, 1, target.MaxQueues)},
+		{Name: "host-entries", Arg: "N", Usage: "how many entries such a queue may have", Value: cli.Int(&h.QueueEntries, fabrics.MinAdminQueue, target.MaxQueueEntries)},
+		{Name: "host-capsule", Arg: "SIZE", Usage: "how much data a host may send with a command", Value: &h.capsule},
+		{Name: "host-memory", Arg: "SIZE", Usage: "the buffers of each poller for data of hosts", Value: &h.memory},
+		{Name: "host-share", Arg: "SIZE", Usage: "how much of them one controller may hold", Value: &h.share},
+		{Name: "host-patience", Arg: "DURATION", Usage: "how long a host may take that has to go on", Value: cli.Duration(&h.Patience)},
+	}
+}
+
+// limits returns what the flags say.
+func (h *hostLimits) limits() (target.Limits, error) {
+	l := h.Limits
+	l.InCapsule, l.Memory, l.Share = int(min(h.capsule, math.MaxInt)), int(min(h.memory, math.MaxInt)), int(min(h.share, math.MaxInt))
+	if err := l.Check(); err != nil {
+		return l, fault.New(fault.Usage, "", "", err)
+	}
+	return l, nil
 }
 
 func upgrade() *cli.Command {

@@ -25,8 +25,9 @@ const deadline = 20 * time.Second
 type Options struct {
 	HeaderDigest, DataDigest bool
 	HPDA                     uint8
-	InCapsule                int // most data put into a capsule; 0: 8192
-	Chunk                    int // most data of an H2CData; 0: MAXH2CDATA
+	InCapsule                int  // most data put into a capsule; 0: 8192
+	Chunk                    int  // most data of an H2CData; 0: MAXH2CDATA
+	Host                     byte // tells hosts of the same name apart, by their identifiers
 }
 
 // Queue is a connection. Its methods are for one goroutine.
@@ -339,6 +340,7 @@ func ConnectData(hostNQN, subNQN string, cntlid uint16) *fabrics.ConnectData {
 // Connect sends Connect.
 func (q *Queue) Connect(cmd fabrics.ConnectCommand, d *fabrics.ConnectData) nvme.CQE {
 	q.t.Helper()
+	d.HOSTID[0] += q.Options.Host
 	r := Request{To: fabrics.Bytes(d)}
 	cmd.Put(&r.SQE)
 	if q.Do(&r) == nvme.StatusSuccess {

@@ -98,6 +98,7 @@ func NewQueue(set *tcp.Set, s *Socket, closed func(error)) (*Queue, error) {
 	if q.conn, err = set.Add(fd, s.in, s.out, q); err != nil {
 		return nil, err
 	}
+	q.conn.Widen()
 	return q, nil
 }
 

@@ -44,7 +44,7 @@ type association struct {
 	discovery *discovery // or that
 	queues    map[uint16]*queue
 	count     atomic.Int32 // of queues, for anybody
-	held      []int        // bytes of the pool by shard; each for its poller
+	accounts  []account    // by shard; each for its poller
 
 	cc        nvme.CC
 	csts      nvme.CSTS
@@ -52,6 +52,7 @@ type association struct {
 	flushing  bool // at shutdown
 	ending    bool
 	gone      bool
+	follow    []func() // told when it has gone
 }
 
 var (
@@ -77,11 +78,43 @@ func (t *Target) enlist(a *association) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if a.discovery != nil {
-		t.lastCNTLID = t.lastCNTLID%0xffef + 1
-		a.cntlid = t.lastCNTLID
+		a.cntlid = t.discoveryCNTLID()
 	}
 	t.associations[a] = true
 	t.cfg.Changed()
+}
+
+// takeSeat counts an association with a subsystem, if there may be one more.
+func (t *Target) takeSeat() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.seats >= t.limits.Associations {
+		return false
+	}
+	t.seats++
+	return true
+}
+
+// leaveSeat counts one less.
+func (t *Target) leaveSeat() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.seats--
+}
+
+// discoveryCNTLID returns a free controller identifier of the discovery subsystem: hosts know it by a name of its own, and two of its
+// controllers by their identifiers. t.mu is held.
+func (t *Target) discoveryCNTLID() uint16 {
+	for {
+		t.lastCNTLID = t.lastCNTLID%controller.MaxCNTLID + 1
+		used := false
+		for a := range t.associations {
+			used = used || a.discovery != nil && a.cntlid == t.lastCNTLID
+		}
+		if !used { // there are more identifiers than connections
+			return t.lastCNTLID
+		}
+	}
 }
 
 // find returns the association of an I/O queue, or nil.
@@ -163,7 +196,7 @@ func (a *association) configure(cc nvme.CC) {
 // enable makes the controller ready.
 func (a *association) enable() {
 	if reason := checkEnable(a.cc, a.discovery != nil); reason != "" {
-		a.t.cfg.Log.Warn("controller cannot be enabled", "host", a.hostNQN, "reason", reason)
+		a.admin.l.seldom("controller cannot be enabled", "host", a.hostNQN, "reason", reason)
 		a.csts = a.csts.WithCFS(true)
 		return
 	}
@@ -218,7 +251,7 @@ func (a *association) shutdown() {
 	}
 	w, err := a.ctrl.Worker(a.admin.on.p)
 	if err != nil {
-		a.t.cfg.Log.Error("flush at shutdown failed", "host", a.hostNQN, "err", err)
+		a.admin.l.seldom("flush at shutdown failed", "host", a.hostNQN, "err", err)
 		complete()
 		return
 	}
@@ -276,7 +309,7 @@ func (a *association) end(err error) {
 	}
 	a.ending = true
 	if err == errKeepAlive {
-		a.t.cfg.Log.Warn("host has not kept its association alive", "host", a.hostNQN, "subsystem", a.subNQN)
+		a.admin.l.seldom("host has not kept its association alive", "host", a.hostNQN, "subsystem", a.subNQN)
 	}
 	a.csts = 0
 	if a.discovery != nil {
@@ -286,10 +319,15 @@ func (a *association) end(err error) {
 		a.closeQueues(errDisconnected)
 		a.admin.conn.Finish(errDisconnected)
 	} else {
-		a.closeQueues(errAssociationEnded)
-		a.admin.conn.Close(errAssociationEnded)
+		a.cut(errAssociationEnded)
 	}
 	a.settle()
+}
+
+// cut closes all connections.
+func (a *association) cut(err error) {
+	a.closeQueues(err)
+	a.admin.conn.Close(err)
 }
 
 // settle goes on with the end of the association, or of its controller, when its commands have ended.
@@ -312,7 +350,7 @@ func (a *association) settle() {
 	a.ctrl.Close()
 	a.resetting, a.csts = false, 0
 	if err := a.newController(int(a.cntlid)); err != nil {
-		a.t.cfg.Log.Error("controller cannot be reset", "host", a.hostNQN, "subsystem", a.subNQN, "err", err)
+		a.admin.l.seldom("controller cannot be reset", "host", a.hostNQN, "subsystem", a.subNQN, "err", err)
 		a.csts = a.csts.WithCFS(true)
 		a.end(errAssociationEnded)
 		return
@@ -328,9 +366,18 @@ func (a *association) leave() {
 	if a.ctrl != nil {
 		a.ctrl.Close()
 	}
+	for i := range a.accounts {
+		a.accounts[i].close() // nothing of it is used any more
+	}
 	a.t.mu.Lock()
 	delete(a.t.associations, a)
 	a.t.mu.Unlock()
+	if a.discovery == nil {
+		a.t.leaveSeat()
+	}
 	a.t.cfg.Changed()
+	for _, told := range a.follow {
+		told()
+	}
 	a.admin.l.live.Done()
 }

@@ -33,12 +33,15 @@ type command struct {
 	icd     uint32 // bytes of it
 	damaged bool   // data did not match its digest
 
-	n       uint32 // bytes of data that go through buffers
+	n       uint32 // bytes of data that come or go outside of the capsule
 	dir     controller.Direction
 	got     uint32 // of them received
 	last    bool   // the H2CData being received says it is the last
 	buffers []*buffer
-	held    *int // counts their bytes
+	floored bool     // it has the floor of its account instead
+	account *account // of buffers, and while it waits
+	before  *command // neighbours among those that wait
+	after   *command
 
 	// next goes on when data is there, in place of the controller.
 	next  func(nvme.Status)
@@ -64,12 +67,13 @@ func (c *command) Data(n uint32, dir controller.Direction) (ready bool, st nvme.
 	case sgl.Length < n:
 		return true, nvme.StatusInvalidDataSGLLength | nvme.StatusDNR
 	}
-	c.dir = dir
-	if !c.q.on.pool.get(c, n) {
+	c.dir, c.n = dir, n
+	if int(n) <= len(c.inline) {
+		c.Segments = append(c.Segments[:0], segmentOf(c.inline[:n])) // the record's own: nobody waits for it
+	} else if !c.q.on.pool.get(c) {
 		c.stage = waiting
 		return false, 0
 	}
-	c.n = n
 	if dir == controller.ToHost {
 		return true, nvme.StatusSuccess
 	}
@@ -171,7 +175,7 @@ func (c *command) Complete() {
 // respond queues the command's data and its response.
 func (c *command) respond() {
 	conn := c.q.conn
-	if c.dir == controller.ToHost && len(c.buffers) > 0 && c.Status == nvme.StatusSuccess {
+	if c.dir == controller.ToHost && c.n > 0 && c.Status == nvme.StatusSuccess {
 		var h fabrics.Data
 		flags := fabrics.FlagLast
 		alone := c.q.noFlow && c.DW0 == 0 && c.DW1 == 0

@@ -10,6 +10,7 @@ import (
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 var errDisconnect = errors.New("disconnected by the host")
@@ -80,7 +81,7 @@ func (q *queue) connect(c *command) {
 	switch {
 	case cmd.RECFMT != 0:
 		c.finish(fabrics.StatusIncompatibleFormat | nvme.StatusDNR)
-	case cmd.SQSIZE == 0 || int(cmd.SQSIZE) >= q.t.limits.QueueEntries:
+	case cmd.SQSIZE == 0 || int(cmd.SQSIZE) >= q.t.limits.entries(cmd.QID):
 		c.invalid(fabrics.OffsetSQSIZE, false)
 	default:
 		q.progress = joining
@@ -135,13 +136,35 @@ func (q *queue) connectAdmin(c *command, r request) {
 	}
 	a := &association{
 		t: q.t, admin: q, since: time.Now(), hostNQN: r.hostNQN, subNQN: r.subNQN, hostID: r.hostID, kato: r.KATO,
-		queues: make(map[uint16]*queue), held: make([]int, len(q.t.cfg.Pollers)),
+		queues: make(map[uint16]*queue), accounts: make([]account, len(q.t.cfg.Pollers)),
 	}
-	if r.subNQN == fabrics.DiscoveryNQN {
+	if q.t.discovers(r.subNQN) {
 		a.discovery = newDiscovery(a)
-	} else if !a.attach(c) {
+		q.enter(c, a, r)
 		return
 	}
+	q.progress = joining
+	q.alone(r, func(ok bool) {
+		q.progress, q.since = initialized, q.on.p.Now() // the host's time begins again
+		switch {
+		case q.dead:
+			c.finish(nvme.StatusAbortedSQDeletion)
+		case !ok:
+			q.l.seldom("host has to wait for its own commands of before", "host", a.hostNQN, "subsystem", a.subNQN)
+			c.finish(fabrics.StatusControllerBusy)
+		case !q.t.takeSeat():
+			q.l.seldom("there are as many associations as may be", "host", a.hostNQN, "associations", q.t.limits.Associations)
+			c.finish(fabrics.StatusControllerBusy)
+		case a.attach(c):
+			q.enter(c, a, r)
+		default:
+			q.t.leaveSeat()
+		}
+	})
+}
+
+// enter makes the queue the admin queue of a new association.
+func (q *queue) enter(c *command, a *association, r request) {
 	q.t.enlist(a)
 	q.l.live.Add(1)
 	q.accept(c, a, r)
@@ -175,7 +198,7 @@ func (a *association) attach(c *command) bool {
 func (q *queue) connectIO(c *command, r request) {
 	a := q.t.find(r.subNQN, r.cntlid)
 	switch {
-	case r.subNQN == fabrics.DiscoveryNQN:
+	case q.t.discovers(r.subNQN):
 		c.invalid(fabrics.OffsetQID, false)
 		return
 	case a == nil:
@@ -215,7 +238,7 @@ func (q *queue) joined(c *command, a *association, ctrl *controller.Controller, 
 	}
 	var err error
 	if q.worker, err = ctrl.Worker(q.on.p); err != nil {
-		q.t.cfg.Log.Error("I/O queue cannot be made", "host", a.hostNQN, "queue", r.QID, "err", err)
+		q.l.seldom("I/O queue cannot be made", "host", a.hostNQN, "queue", r.QID, "err", err)
 		c.finish(nvme.StatusInternalError)
 		q.conn.Finish(errAssociationEnded)
 		return
@@ -225,11 +248,16 @@ func (q *queue) joined(c *command, a *association, ctrl *controller.Controller, 
 
 // accept ends a Connect that succeeds.
 func (q *queue) accept(c *command, a *association, r request) {
-	q.a, q.id, q.owner, q.held = a, r.QID, a.id, &a.held[q.on.index]
+	q.a, q.id, q.owner = a, r.QID, a.id
+	if a.discovery == nil {
+		q.account, q.stats = &a.accounts[q.on.index], stats.NewSet()
+		q.conn.Widen()
+	}
 	q.noFlow = r.CATTR&fabrics.CATTRNoFlowControl != 0
 	q.progress = live
+	q.t.welcome(q, a.discovery != nil)
 	if err := q.resize(int(r.SQSIZE) + 1); err != nil {
-		q.t.cfg.Log.Error("queue cannot be made", "host", a.hostNQN, "queue", r.QID, "err", err)
+		q.l.seldom("queue cannot be made", "host", a.hostNQN, "queue", r.QID, "err", err)
 		c.finish(nvme.StatusInternalError)
 		q.conn.Finish(errAssociationEnded)
 		return

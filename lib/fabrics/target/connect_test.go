@@ -179,7 +179,7 @@ func TestReset(t *testing.T) {
 	for range 3 {
 		q := f.io(t, admin, fabricstest.Options{}, 1, 0)
 		q.Start(&fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, 512), From: make([]byte, 512)})
-		waitFor(t, "the read", func() bool { return f.holder.count.Load() == 1 })
+		fabricstest.WaitFor(t, "the read", func() bool { return f.holder.count.Load() == 1 })
 		var event fabricstest.Request
 		event.SQE.Opcode = uint8(nvme.AdminAsyncEventRequest)
 		admin.Start(&event)
@@ -229,7 +229,7 @@ func TestDisconnect(t *testing.T) {
 			t.Errorf("then: %v", err)
 		}
 		q.Conn.Close()
-		waitFor(t, "the end of the queue", func() bool { return f.listener.Associations()[0].Queues == 0 })
+		fabricstest.WaitFor(t, "the end of the queue", func() bool { return f.listener.Associations()[0].Queues == 0 })
 	}
 }
 
@@ -238,10 +238,13 @@ func TestKeepAlive(t *testing.T) {
 	f := start(t, Limits{})
 	kept := f.admin(t, fabricstest.Options{}, 1000)
 	kept.Configure(fabricstest.Enabled)
+	before := f.census(t)
 	silent := f.admin(t, fabricstest.Options{}, 1000)
 	silent.Configure(fabricstest.Enabled)
 	q := f.io(t, silent, fabricstest.Options{}, 1, 0)
 	q.Start(&fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, 512), From: make([]byte, 512)})
+	q.Start(&fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, 1<<20), From: make([]byte, 1<<20)})
+	q.Start(&fabricstest.Request{SQE: rw(nvme.IOWrite, 3, 0, 1<<20), To: make([]byte, 1<<20)})
 	end := make(chan error)
 	go func() {
 		_, err := silent.Next()
@@ -261,10 +264,17 @@ func TestKeepAlive(t *testing.T) {
 			}
 		}
 	}
-	if _, err := q.Next(); !errors.Is(err, io.EOF) {
-		t.Errorf("the I/O queue: %v", err)
+	for {
+		if _, err := q.Receive(); err != nil { // an R2T came first
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("the I/O queue: %v", err)
+			}
+			break
+		}
 	}
-	waitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 1 })
+	silent.Conn.Close()
+	q.Conn.Close()
+	f.restored(t, before)
 	if n := f.holder.count.Load(); n != 0 {
 		t.Errorf("%d requests in flight", n)
 	}
@@ -274,8 +284,8 @@ func TestKeepAlive(t *testing.T) {
 func TestComeAndGo(t *testing.T) {
 	f := start(t, Limits{Connections: 8})
 	f.enabled(t, fabricstest.Options{}).Conn.Close()
-	waitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 0 })
-	fds, goroutines := descriptors(t), runtime.NumGoroutine()
+	fabricstest.WaitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 0 })
+	fds, goroutines := fabricstest.Descriptors(t), runtime.NumGoroutine()
 	for i := range 64 {
 		admin := f.enabled(t, fabricstest.Options{})
 		q := f.io(t, admin, fabricstest.Options{}, 1, 0)
@@ -284,12 +294,12 @@ func TestComeAndGo(t *testing.T) {
 			c.Conn.Close()
 		}
 		admin.Conn.Close()
-		waitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 0 })
+		fabricstest.WaitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 0 })
 		q.Conn.Close()
-		waitFor(t, "the connections to leave", func() bool { f.target.mu.Lock(); defer f.target.mu.Unlock(); return f.target.connections == 0 })
+		fabricstest.WaitFor(t, "the connections to leave", func() bool { f.target.mu.Lock(); defer f.target.mu.Unlock(); return f.target.connections == 0 })
 	}
-	waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= fds })
-	waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+	fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= fds })
+	fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
 func TestConnectionLimit(t *testing.T) {
@@ -301,7 +311,7 @@ func TestConnectionLimit(t *testing.T) {
 	}
 	f.identify(t, a)
 	b.Conn.Close()
-	waitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 1 })
+	fabricstest.WaitFor(t, "the association to leave", func() bool { return len(f.listener.Associations()) == 1 })
 	f.enabled(t, fabricstest.Options{})
 }
 
@@ -349,7 +359,7 @@ func TestAbort(t *testing.T) {
 	first, second := fabricstest.Request{SQE: rw(nvme.IORead, 3, 0, 512), From: make([]byte, 512)}, fabricstest.Request{SQE: rw(nvme.IOWrite, 3, 0, 512), To: make([]byte, 512)}
 	q.Start(&first)
 	q.Start(&second)
-	waitFor(t, "the commands", func() bool { return f.holder.count.Load() == 2 })
+	fabricstest.WaitFor(t, "the commands", func() bool { return f.holder.count.Load() == 2 })
 	if abort(1, second.SQE.CID+9) || abort(2, second.SQE.CID) {
 		t.Error("a command that is not there was aborted")
 	}
@@ -413,7 +423,7 @@ func TestClose(t *testing.T) {
 	var event fabricstest.Request
 	event.SQE.Opcode = uint8(nvme.AdminAsyncEventRequest)
 	admin.Start(&event)
-	waitFor(t, "the commands", func() bool { return f.holder.count.Load() == 16 })
+	fabricstest.WaitFor(t, "the commands", func() bool { return f.holder.count.Load() == 16 })
 	f.listener.Close()
 	f.listener.Close()
 	if n := f.holder.count.Load(); n != 0 || len(f.listener.Associations()) != 0 {

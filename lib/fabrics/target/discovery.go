@@ -4,6 +4,8 @@
 package target
 
 import (
+	"cmp"
+	"hash/maphash"
 	"time"
 
 	"github.com/leapio/leapio/lib/controller"
@@ -29,6 +31,9 @@ type discovery struct {
 	pending bool // a change is to be reported
 	masked  bool // one was reported and the log not read since
 	last    time.Duration
+
+	// generation is that of the log when the host's part of it last changed, of which sum is the hash; 0: nobody has looked at it yet.
+	generation, sum uint64
 }
 
 func newDiscovery(a *association) *discovery { return &discovery{a: a, last: a.admin.on.p.Now()} }
@@ -99,7 +104,7 @@ func (d *discovery) identify(c *command) {
 	nvme.SetASCII(id.FR[:], controller.Firmware)
 	nvme.SetASCII(id.SN[:], "")
 	nvme.SetASCII(id.MN[:], controller.Model)
-	nvme.SetNQN(&id.SUBNQN, fabrics.DiscoveryNQN)
+	nvme.SetNQN(&id.SUBNQN, cmp.Or(d.a.t.cfg.DiscoveryNQN, fabrics.DiscoveryNQN))
 	c.reply(nvme.Bytes(&id))
 }
 
@@ -119,7 +124,7 @@ func (d *discovery) getLogPage(c *command) {
 		c.finish(nvme.StatusInvalidField | nvme.StatusDNR)
 		return
 	}
-	log := d.log()
+	log, _ := d.log()
 	if get.LPO > uint64(len(log)) {
 		c.finish(nvme.StatusInvalidField | nvme.StatusDNR)
 		return
@@ -133,18 +138,25 @@ func (d *discovery) getLogPage(c *command) {
 	d.deliver()
 }
 
-// log is the discovery log page as it is now.
-func (d *discovery) log() []byte {
-	entries, generation := d.a.t.cfg.Discovery(d.a.admin.l.id, d.a.hostNQN)
-	h := fabrics.DiscoveryHeader{GENCTR: generation, NUMREC: uint64(len(entries))}
-	log := append([]byte(nil), fabrics.Bytes(&h)...)
+// hashSeed makes hashes that no host can foresee.
+var hashSeed = maphash.MakeSeed()
+
+// log returns the log page as it is for this host, and whether it has changed since the last time. Its generation counter changes only with
+// what the host sees: who reads in pieces is not made to begin again by changes for others.
+func (d *discovery) log() (page []byte, changed bool) {
+	entries, generation := d.a.t.cfg.Discovery(d.a.admin.l.id, d.a.hostNQN, d.a.admin.local)
+	h := fabrics.DiscoveryHeader{NUMREC: uint64(len(entries))}
+	page = append(page, fabrics.Bytes(&h)...)
 	for i := range entries {
-		if entries[i].TRADDR[0] == 0 {
-			entries[i].SetAddress(d.a.admin.local)
-		}
-		log = append(log, fabrics.Bytes(&entries[i])...)
+		page = append(page, fabrics.Bytes(&entries[i])...)
 	}
-	return log
+	if sum := maphash.Bytes(hashSeed, page); sum != d.sum {
+		changed = d.sum != 0
+		d.sum, d.generation = sum, generation
+	}
+	h.GENCTR = d.generation
+	copy(page, fabrics.Bytes(&h))
+	return page, changed
 }
 
 func (d *discovery) setFeatures(c *command) {
@@ -161,7 +173,7 @@ func (d *discovery) setFeatures(c *command) {
 		st = nvme.StatusInvalidField | nvme.StatusDNR
 	}
 	c.finish(st)
-	d.deliver()
+	d.changed() // perhaps while nobody wanted to know
 }
 
 func (d *discovery) getFeatures(c *command) {
@@ -192,7 +204,10 @@ func (d *discovery) asyncEventRequest(c *command) {
 
 // changed follows a change of the discovery log.
 func (d *discovery) changed() {
-	if d.events&nvme.NoticeDiscoveryLog != 0 && !d.a.ending {
+	if d.events&nvme.NoticeDiscoveryLog == 0 || d.a.ending {
+		return
+	}
+	if _, changed := d.log(); changed {
 		d.pending = true
 		d.deliver()
 	}

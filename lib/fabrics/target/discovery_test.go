@@ -13,10 +13,16 @@ import (
 )
 
 // discover connects to the discovery controller and enables it.
-func (f *fixture) discover(t *testing.T, kato uint32) *fabricstest.Queue {
+func (f *fixture) discover(t testing.TB, kato uint32) *fabricstest.Queue {
+	t.Helper()
+	return f.discoverBy(t, fabrics.DiscoveryNQN, kato)
+}
+
+// discoverBy is discover by a name of the discovery subsystem.
+func (f *fixture) discoverBy(t testing.TB, nqn string, kato uint32) *fabricstest.Queue {
 	t.Helper()
 	q := fabricstest.Initialize(t, f.addr, fabricstest.Options{})
-	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(otherNQN, fabrics.DiscoveryNQN, fabrics.CNTLIDDynamic))
+	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(otherNQN, nqn, fabrics.CNTLIDDynamic))
 	if cqe.StatusField() != 0 {
 		t.Fatal(fabrics.StatusText(cqe.StatusField()))
 	}
@@ -43,7 +49,7 @@ func TestDiscovery(t *testing.T) {
 	r := fabricstest.Request{From: nvme.Bytes(&id)}
 	nvme.Identify{CNS: nvme.CNSController}.Put(&r.SQE)
 	if st := q.Do(&r); st != 0 || id.CNTRLTYPE != nvme.ControllerTypeDiscovery || id.CNTLID != q.CNTLID || id.MAXCMD == 0 || id.IOCCSZ == 0 ||
-		!bytes.HasPrefix(id.SUBNQN[:], []byte(fabrics.DiscoveryNQN+"\x00")) || id.OAES != nvme.NoticeDiscoveryLog {
+		!bytes.HasPrefix(id.SUBNQN[:], []byte(discoveryNQN+"\x00")) || id.OAES != nvme.NoticeDiscoveryLog {
 		t.Errorf("Identify: %v, %+v", st, id)
 	}
 	whole, st := readLog(q, nvme.GetLogPage{LID: nvme.LogDiscovery}, 4096)
@@ -118,22 +124,83 @@ func TestDiscoveryEvent(t *testing.T) {
 	if r, err := q.Next(); r != &events[4] || r.CQE.StatusField() != nvme.StatusAsyncEventLimitExceeded {
 		t.Fatalf("one event request too many: %+v, %v", r, err)
 	}
+	// What changes for others does not count.
 	f.changes.Add(1)
+	f.target.DiscoveryChanged()
+	header := func(get nvme.GetLogPage) (h fabrics.DiscoveryHeader) {
+		t.Helper()
+		get.LID = nvme.LogDiscovery
+		p, st := readLog(q, get, 1024)
+		if st != 0 {
+			t.Fatal(st)
+		}
+		copy(fabrics.Bytes(&h), p)
+		return h
+	}
+	if h := header(nvme.GetLogPage{}); h.GENCTR != 7 || h.NUMREC != 2 {
+		t.Errorf("after a change for others: %+v", h)
+	}
+	f.more.Store(true)
 	f.target.DiscoveryChanged()
 	if r, err := q.Next(); r != &events[0] || nvme.AsyncEvent(r.CQE.DW0) != nvme.EventDiscoveryLog {
 		t.Fatalf("the event: %+v, %v", r, err)
 	}
+	f.more.Store(false)
+	f.changes.Add(1)
 	f.target.DiscoveryChanged()
-	f.target.DiscoveryChanged()
+	f.turn(t) // who reads first need not be told
 	// Do fails if anything else ends first.
-	if _, st := readLog(q, nvme.GetLogPage{LID: nvme.LogDiscovery, RAE: true}, 1024); st != 0 {
-		t.Fatal(st)
+	if h := header(nvme.GetLogPage{RAE: true}); h.GENCTR != 9 || h.NUMREC != 2 {
+		t.Errorf("after the changes: %+v", h)
 	}
-	if _, st := readLog(q, nvme.GetLogPage{LID: nvme.LogDiscovery}, 1024); st != 0 {
-		t.Fatal(st)
-	}
+	header(nvme.GetLogPage{})
 	if r, err := q.Next(); r != &events[1] || nvme.AsyncEvent(r.CQE.DW0) != nvme.EventDiscoveryLog {
 		t.Fatalf("the event after the log was read: %+v, %v", r, err)
 	}
 	feature(nvme.GetFeatures{FID: nvme.FeatAsyncEventConfig})
+	// A change while nobody wants to know is told when somebody does.
+	header(nvme.GetLogPage{})
+	feature(nvme.SetFeatures{FID: nvme.FeatAsyncEventConfig})
+	f.more.Store(true)
+	f.changes.Add(1)
+	f.target.DiscoveryChanged()
+	f.turn(t)
+	feature(nvme.GetFeatures{FID: nvme.FeatAsyncEventConfig})
+	var on fabricstest.Request
+	nvme.SetFeatures{FID: nvme.FeatAsyncEventConfig, Value: nvme.NoticeDiscoveryLog}.Put(&on.SQE)
+	q.Start(&on)
+	for _, want := range []*fabricstest.Request{&on, &events[2]} {
+		if r, err := q.Next(); r != want || r.CQE.StatusField() != 0 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+}
+
+// turn waits until the pollers have done what was posted.
+func (f *fixture) turn(t *testing.T) {
+	t.Helper()
+	for _, s := range f.target.shards {
+		if err := s.p.Do(func() {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDiscoveryNames: hosts reach the discovery subsystem by both of its names, and no identifier is given twice.
+func TestDiscoveryNames(t *testing.T) {
+	f := start(t, Limits{})
+	seen := make(map[uint16]bool)
+	for i := range 8 {
+		q := f.discoverBy(t, []string{fabrics.DiscoveryNQN, discoveryNQN}[i%2], 0)
+		if seen[q.CNTLID] {
+			t.Errorf("controller identifier %d twice", q.CNTLID)
+		}
+		seen[q.CNTLID] = true
+		if _, st := readLog(q, nvme.GetLogPage{LID: nvme.LogDiscovery}, 1024); st != 0 {
+			t.Error(st)
+		}
+		f.target.mu.Lock()
+		f.target.lastCNTLID = uint16(i) / 2 // as if they had all been given
+		f.target.mu.Unlock()
+	}
 }

@@ -4,13 +4,16 @@
 package target
 
 import (
+	"bytes"
 	"context"
-	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"runtime"
+	"slices"
+	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -27,12 +30,13 @@ import (
 )
 
 const (
-	testNQN  = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
-	hostNQN  = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
-	otherNQN = "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555"
-	busyNQN  = "nqn.2020-01.com.example:busy"
-	memSize  = 64 << 20
-	patience = 20 * time.Second // of tests; nothing is measured by it
+	testNQN      = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
+	hostNQN      = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
+	otherNQN     = "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555"
+	discoveryNQN = "nqn.2014-08.org.nvmexpress:uuid:dddddddd-2222-3333-4444-555555555555"
+	busyNQN      = "nqn.2020-01.com.example:busy"
+	memSize      = 64 << 20
+	patience     = 20 * time.Second // of tests; nothing is measured by it
 )
 
 // fixture is a target with one listener and a subsystem: namespace 1 is memory, 2 is null, 3 holds on to its requests.
@@ -42,13 +46,23 @@ type fixture struct {
 	addr     netip.AddrPort
 	sub      *controller.Subsystem
 	holder   *holder
-	changes  atomic.Uint64
+	log      lines
+	changes  atomic.Uint64 // of the discovery log, for whomever
+	more     atomic.Bool   // the log has one entry more
+}
+
+// lines counts lines of a log.
+type lines struct{ n atomic.Int64 }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.n.Add(int64(bytes.Count(p, []byte{'\n'})))
+	return len(p), nil
 }
 
 func start(t testing.TB, limits Limits) *fixture {
 	t.Helper()
 	f := &fixture{sub: controller.NewSubsystem(testNQN, "0123456789abcdef0123"), holder: new(holder)}
-	before := descriptors(t)
+	before := fabricstest.Descriptors(t)
 	goroutines := runtime.NumGoroutine()
 	var pollers []*poller.Poller
 	for _, name := range []string{"0", "1"} {
@@ -75,7 +89,7 @@ func start(t testing.TB, limits Limits) *fixture {
 		t.Fatal(err)
 	}
 	f.target = New(Config{
-		Pollers: pollers, Limits: limits, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Pollers: pollers, Limits: limits, Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 		Subsystem: func(_ int, subNQN, host string) (*controller.Subsystem, error) {
 			switch {
 			case subNQN == busyNQN:
@@ -87,10 +101,15 @@ func start(t testing.TB, limits Limits) *fixture {
 			}
 			return f.sub, nil
 		},
-		Discovery: func(id int, host string) ([]fabrics.DiscoveryEntry, uint64) {
+		DiscoveryNQN: discoveryNQN,
+		Discovery: func(id int, host string, at netip.AddrPort) ([]fabrics.DiscoveryEntry, uint64) {
 			e := fabrics.DiscoveryEntry{TRTYPE: fabrics.TransportTCP, ADRFAM: fabrics.FamilyIPv4, SUBTYPE: fabrics.SubsystemNVM, CNTLID: fabrics.CNTLIDDynamic, PORTID: uint16(id)}
-			e.Set(testNQN, "127.0.0.1", "4420")
-			return []fabrics.DiscoveryEntry{e, e}, 7 + f.changes.Load()
+			e.Set(testNQN, at.Addr().String(), strconv.Itoa(int(at.Port())))
+			entries := []fabrics.DiscoveryEntry{e, e}
+			if f.more.Load() {
+				entries = append(entries, e)
+			}
+			return entries, 7 + f.changes.Load()
 		},
 	})
 	var err error
@@ -111,43 +130,57 @@ func start(t testing.TB, limits Limits) *fixture {
 		if _, fuzzing := t.(*testing.F); fuzzing {
 			return // which has goroutines and descriptors of its own
 		}
-		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 		// The environment of the volumes keeps one for mem.
-		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= before+1 })
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+1 })
 	})
 	return f
-}
-
-// descriptors counts the open descriptors of this process, the Go runtime's own included.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
-func waitFor(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waiting for %s: in vain", what)
-		}
-	}
 }
 
 // holder is a volume whose reads and writes do not end before they are cancelled or released.
 type holder struct {
 	count    atomic.Int32
 	stubborn atomic.Bool // requests end only some time after Cancel
+	stuck    atomic.Bool // requests do not end by Cancel
+
+	mu     sync.Mutex
+	queues map[*holderQueue]bool
+	landed []uint64 // offsets of the writes that have taken effect, in their order
 }
 
 func (h *holder) Info() *volume.Info {
 	return &volume.Info{Size: 1 << 20, Block: 512, WriteGranularity: 512, DiscardGranularity: 512, AtomicUnit: 512}
 }
-func (h *holder) Open(p *poller.Poller) (volume.Queue, error) { return &holderQueue{h: h, p: p}, nil }
-func (h *holder) Close() error                                { return nil }
+
+func (h *holder) Open(p *poller.Poller) (volume.Queue, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	q := &holderQueue{h: h, p: p}
+	if h.queues == nil {
+		h.queues = make(map[*holderQueue]bool)
+	}
+	h.queues[q] = true
+	return q, nil
+}
+
+func (h *holder) Close() error { return nil }
+
+// release ends all requests with success.
+func (h *holder) release(t *testing.T) {
+	t.Helper()
+	h.mu.Lock()
+	queues := slices.Collect(maps.Keys(h.queues))
+	h.mu.Unlock()
+	for _, q := range queues {
+		if err := q.p.Do(func() {
+			for len(q.held) > 0 {
+				q.end(q.held[0], nvme.StatusSuccess)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 type holderQueue struct {
 	h    *holder
@@ -166,27 +199,37 @@ func (q *holderQueue) Submit(r *volume.Request) {
 }
 
 func (q *holderQueue) Cancel(r *volume.Request) {
-	if !q.h.stubborn.Load() {
+	switch {
+	case q.h.stuck.Load():
+	case !q.h.stubborn.Load():
 		q.end(r, nvme.StatusAbortRequested)
-		return
+	default:
+		time.AfterFunc(2*abortPatience, func() {
+			_ = q.p.Post(func() { q.end(r, nvme.StatusSuccess) })
+		})
 	}
-	time.AfterFunc(2*abortPatience, func() {
-		_ = q.p.Post(func() { q.end(r, nvme.StatusSuccess) })
-	})
 }
 
 func (q *holderQueue) end(r *volume.Request, st nvme.Status) {
-	for i, x := range q.held {
-		if x == r {
-			q.held = append(q.held[:i], q.held[i+1:]...)
-			q.h.count.Add(-1)
-			r.Complete(st)
-			return
-		}
+	i := slices.Index(q.held, r)
+	if i < 0 {
+		return
 	}
+	q.held = slices.Delete(q.held, i, i+1)
+	q.h.count.Add(-1)
+	if r.Op == volume.Write && st == nvme.StatusSuccess {
+		q.h.mu.Lock()
+		q.h.landed = append(q.h.landed, r.Offset)
+		q.h.mu.Unlock()
+	}
+	r.Complete(st)
 }
 
-func (q *holderQueue) Close() {}
+func (q *holderQueue) Close() {
+	q.h.mu.Lock()
+	defer q.h.mu.Unlock()
+	delete(q.h.queues, q)
+}
 
 // admin connects an admin queue to the test's subsystem.
 func (f *fixture) admin(t testing.TB, o fabricstest.Options, kato uint32) *fabricstest.Queue {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // Listener is an address that hosts connect to.
@@ -26,12 +27,19 @@ type Listener struct {
 	done chan struct{} // closed when no connection is accepted any more
 	live sync.WaitGroup
 
-	warnings fault.Repeats
+	mu       sync.Mutex
+	warnings map[string]*fault.Repeats // by message
 }
 
-// seldom logs what peers can bring about as often as they like.
+// seldom logs what peers can bring about as often as they like; each msg, of which there are only some, is counted for itself.
 func (l *Listener) seldom(msg string, args ...any) {
-	if n, ok := l.warnings.Next(); ok {
+	l.mu.Lock()
+	if l.warnings[msg] == nil {
+		l.warnings[msg] = new(fault.Repeats)
+	}
+	n, ok := l.warnings[msg].Next()
+	l.mu.Unlock()
+	if ok {
 		l.t.cfg.Log.Warn(msg, append(args, "listener", l.id, "warnings", n)...)
 	}
 }
@@ -39,7 +47,7 @@ func (l *Listener) seldom(msg string, args ...any) {
 // Association is a host's use of a subsystem.
 type Association struct {
 	HostNQN      string
-	SubsystemNQN string // DiscoveryNQN: of a discovery controller
+	SubsystemNQN string // as the host has named it: for a discovery controller there are two names
 	CNTLID       uint16
 	Queues       int // I/O queues
 	Peer         netip.AddrPort
@@ -57,7 +65,7 @@ func (t *Target) Listen(id int, addr netip.AddrPort) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", addr, err)
 	}
-	l := &Listener{t: t, id: id, tcp: socket, done: make(chan struct{})}
+	l := &Listener{t: t, id: id, tcp: socket, done: make(chan struct{}), warnings: make(map[string]*fault.Repeats)}
 	t.listeners[l] = true
 	go l.accept()
 	return l, nil
@@ -109,40 +117,84 @@ func (l *Listener) hand(conn *net.TCPConn) error {
 	if dupErr != nil {
 		return dupErr
 	}
-	s, err := l.t.admit()
-	if err != nil {
+	q := newQueue(l, addrPort(conn.RemoteAddr()), addrPort(conn.LocalAddr()))
+	if err := l.t.admit(q); err != nil {
 		unix.Close(fd)
 		return err
 	}
-	q := newQueue(l, s, addrPort(conn.RemoteAddr()))
-	q.local = addrPort(conn.LocalAddr())
 	l.live.Add(1)
-	if err := s.p.Post(func() { q.begin(fd) }); err != nil {
+	if err := q.on.p.Post(func() { q.begin(fd) }); err != nil {
 		unix.Close(fd)
-		l.t.forget()
+		l.t.forget(q)
 		l.live.Done()
 		return err
 	}
 	return nil
 }
 
-// admit counts a new connection and returns the shard it goes to.
-func (t *Target) admit() (*shard, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.connections >= t.limits.Connections {
-		return nil, fmt.Errorf("there are %d connections already", t.connections)
+var errNoRoom = errors.New("it had to make room")
+
+// roomPause is how long a connection waits for another to make room.
+const roomPause = time.Second
+
+// admit counts a connection, and chooses its poller. If there are as many as may be, one that belongs to no host that was let in makes room:
+// who only holds connections keeps nobody out.
+func (t *Target) admit(q *queue) error {
+	for {
+		t.mu.Lock()
+		if t.connections < t.limits.Connections {
+			t.connections++
+			t.turn = (t.turn + 1) % len(t.shards)
+			q.on = t.shards[t.turn]
+			t.guests = append(t.guests, q)
+			t.mu.Unlock()
+			return nil
+		}
+		full := fmt.Errorf("there are %d connections already", t.connections)
+		if len(t.guests) == 0 {
+			t.mu.Unlock()
+			return full
+		}
+		i := max(0, slices.IndexFunc(t.guests, func(q *queue) bool { return !q.known }))
+		guest := t.guests[i]
+		t.guests = slices.Delete(t.guests, i, i+1)
+		select {
+		case <-t.room: // of before
+		default:
+		}
+		t.mu.Unlock()
+		_ = guest.on.p.Post(guest.evict)
+		select {
+		case <-t.room:
+		case <-time.After(roomPause):
+			return full
+		}
 	}
-	t.connections++
-	t.turn = (t.turn + 1) % len(t.shards)
-	return t.shards[t.turn], nil
 }
 
-// forget counts a connection that has ended.
-func (t *Target) forget() {
+// welcome notes that a connection has come to Connect. That of a host which was let in does not have to make room any more, that of a
+// discovery controller only where all others have come as far.
+func (t *Target) welcome(q *queue, discovery bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	q.known = true
+	if i := slices.Index(t.guests, q); i >= 0 && !discovery {
+		t.guests = slices.Delete(t.guests, i, i+1)
+	}
+}
+
+// forget counts a connection no more.
+func (t *Target) forget(q *queue) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.connections--
+	if i := slices.Index(t.guests, q); i >= 0 {
+		t.guests = slices.Delete(t.guests, i, i+1)
+	}
+	select {
+	case t.room <- struct{}{}:
+	default:
+	}
 }
 
 // Associations returns those made through this listener, by controller and host.
@@ -157,6 +209,36 @@ func (l *Listener) Associations() []Association {
 		return cmp.Or(cmp.Compare(x.SubsystemNQN, y.SubsystemNQN), cmp.Compare(x.CNTLID, y.CNTLID))
 	})
 	return list
+}
+
+// Queue is a queue of a host that is connected to a subsystem, at a moment.
+type Queue struct {
+	SubsystemNQN string
+	CNTLID       uint16
+	QID          uint16 // 0 is the admin queue
+	Outstanding  int    // commands that have come and are not answered
+	Poller       string // that serves it
+	Stats        *stats.Set
+}
+
+// Queues returns the queues of hosts, those of discovery controllers left out, in no particular order. It asks the pollers and must not be
+// called on one.
+func (t *Target) Queues() []Queue {
+	t.mu.Lock()
+	shards := t.shards
+	t.mu.Unlock()
+	var all []Queue
+	for _, s := range shards {
+		// A poller that has stopped has none.
+		_ = s.p.Do(func() {
+			for q := range s.queues {
+				if q.stats != nil {
+					all = append(all, Queue{SubsystemNQN: q.a.subNQN, CNTLID: q.a.cntlid, QID: q.id, Outstanding: q.running, Poller: s.p.Name(), Stats: q.stats})
+				}
+			}
+		})
+	}
+	return all
 }
 
 var errListenerClosed = errors.New("the listener was closed")

@@ -28,20 +28,66 @@ type buffer struct {
 	owner   uint64 // queue.owner of the one that used it last
 }
 
-// pool is the data buffers of a poller.
+// account is what one association holds of the memory of a poller, or all connections that belong to none.
+type account struct {
+	held        int      // bytes of the pool
+	first, last *command // those that wait, oldest first
+
+	// floor is memory of its own for the data of one command, taken when there is no other for the first time: whatever others hold, and for
+	// however long, an association goes on.
+	floor    []byte
+	floored  bool // a command has it
+	stranger bool // there is none
+}
+
+// push has a command wait.
+func (a *account) push(c *command) {
+	c.before, c.after = a.last, nil
+	if a.last == nil {
+		a.first = c
+	} else {
+		a.last.after = c
+	}
+	a.last = c
+}
+
+// remove has it wait no more.
+func (a *account) remove(c *command) {
+	if c.before == nil {
+		a.first = c.after
+	} else {
+		c.before.after = c.after
+	}
+	if c.after == nil {
+		a.last = c.before
+	} else {
+		c.after.before = c.before
+	}
+	c.before, c.after = nil, nil
+}
+
+// close gives the memory back that is its own; no command uses it.
+func (a *account) close() {
+	if a.floor != nil {
+		_ = unix.Munmap(a.floor)
+		a.floor = nil
+	}
+}
+
+// pool is the data buffers of a poller. Associations are served in turn.
 type pool struct {
-	p       *poller.Poller
-	memory  []byte
-	share   int // bytes that one association may hold
-	small   []*buffer
-	large   []*buffer
-	waiting []*command // oldest first
-	queued  bool       // Run is deferred
+	p      *poller.Poller
+	memory []byte
+	share  int // bytes that one account may hold
+	small  []*buffer
+	large  []*buffer
+	turns  []*account // those with commands that wait, in the order of their turns
+	queued bool       // Run is deferred
 }
 
 // newPool makes a pool of size bytes, a quarter of it small buffers.
 func newPool(p *poller.Poller, size, share int) (*pool, error) {
-	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	memory, err := reserve(size)
 	if err != nil {
 		return nil, fmt.Errorf("making %d bytes of data buffers: %w", size, err)
 	}
@@ -58,6 +104,11 @@ func newPool(p *poller.Poller, size, share int) (*pool, error) {
 	return l, nil
 }
 
+// reserve returns memory that is taken as it is used.
+func reserve(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+}
+
 // close gives the memory back; no buffer is used.
 func (l *pool) close() { _ = unix.Munmap(l.memory) }
 
@@ -65,20 +116,21 @@ func (l *pool) close() { _ = unix.Munmap(l.memory) }
 type shortage uint8
 
 const (
-	enough shortage = iota
-	ofPool
-	ofShare // its association holds too much
+	enough  shortage = iota
+	ofPool           // others hold too much
+	ofShare          // its own association does
 )
 
-// take gives a command the buffers for n bytes and makes them its Segments.
-func (l *pool) take(c *command, n uint32) shortage {
+// take gives a command buffers for its data, if there are enough.
+func (l *pool) take(c *command) shortage {
+	n, a := c.n, c.account
 	free, size := &l.small, smallBuffer
 	if n > maxSmall*smallBuffer {
 		free, size = &l.large, largeBuffer
 	}
 	count := (int(n) + size - 1) / size
 	switch {
-	case *c.q.held > 0 && *c.q.held+count*size > l.share:
+	case a.held > 0 && a.held+count*size > l.share:
 		return ofShare
 	case count > len(*free):
 		return ofPool
@@ -86,8 +138,7 @@ func (l *pool) take(c *command, n uint32) shortage {
 	at := len(*free) - count
 	c.buffers = append(c.buffers[:0], (*free)[at:]...)
 	*free = (*free)[:at]
-	c.held = c.q.held
-	*c.held += count * size
+	a.held += count * size
 	c.Segments = c.Segments[:0]
 	for _, b := range c.buffers {
 		if b.owner != c.q.owner {
@@ -103,63 +154,97 @@ func (l *pool) take(c *command, n uint32) shortage {
 	return enough
 }
 
-// give takes back the buffers of a command. Those that wait get them when what runs now has returned.
+// takeFloor gives a command the memory that is its association's own, if no other command has it.
+func (l *pool) takeFloor(c *command) bool {
+	a := c.account
+	if a.stranger || a.floored {
+		return false
+	}
+	if a.floor == nil {
+		floor, err := reserve(dma.MaxTransfer)
+		if err != nil {
+			return false // it waits as without
+		}
+		a.floor = floor
+	}
+	a.floored, c.floored = true, true
+	c.Segments = append(c.Segments[:0], segmentOf(a.floor[:c.n]))
+	return true
+}
+
+// give takes a command's memory back.
 func (l *pool) give(c *command) {
-	if len(c.buffers) == 0 {
+	switch {
+	case c.floored:
+		c.floored, c.account.floored = false, false
+	case len(c.buffers) == 0:
 		return
+	default:
+		size := int(c.buffers[0].segment.Len)
+		c.account.held -= len(c.buffers) * size
+		if size == smallBuffer {
+			l.small = append(l.small, c.buffers...)
+		} else {
+			l.large = append(l.large, c.buffers...)
+		}
+		c.buffers = c.buffers[:0]
 	}
-	size := int(c.buffers[0].segment.Len)
-	*c.held -= len(c.buffers) * size
-	if size == smallBuffer {
-		l.small = append(l.small, c.buffers...)
-	} else {
-		l.large = append(l.large, c.buffers...)
-	}
-	c.buffers = c.buffers[:0]
 	l.serve()
 }
 
-// get gives a command buffers for n bytes, and reports whether it has: others may be before it. If not, command.granted follows.
-func (l *pool) get(c *command, n uint32) bool {
-	if len(l.waiting) == 0 && l.take(c, n) == enough {
+// get gives a command memory for c.n bytes, or has it wait: then command.granted follows.
+func (l *pool) get(c *command) bool {
+	a := c.q.account
+	c.account = a
+	if len(l.turns) == 0 && l.take(c) == enough || a.first == nil && l.takeFloor(c) {
 		return true
 	}
-	c.n = n
-	l.waiting = append(l.waiting, c)
-	l.serve()
+	if a.first == nil {
+		l.turns = append(l.turns, a)
+	}
+	a.push(c)
+	l.serve() // what it waits for may come in this turn
 	return false
 }
 
-// serve has Run called if somebody waits.
+// serve has Run follow, if anybody waits.
 func (l *pool) serve() {
-	if len(l.waiting) > 0 && !l.queued {
+	if len(l.turns) > 0 && !l.queued {
 		l.queued = true
 		l.p.Defer(l)
 	}
 }
 
-// leave takes the command from those that wait.
+// leave takes a command out of those that wait.
 func (l *pool) leave(c *command) {
-	if i := slices.Index(l.waiting, c); i >= 0 {
-		l.waiting = slices.Delete(l.waiting, i, i+1)
+	a := c.account
+	if a.remove(c); a.first == nil {
+		l.turns = slices.DeleteFunc(l.turns, func(b *account) bool { return b == a })
 	}
 }
 
-// Run implements poller.Runnable: it gives buffers to those that wait, in their order. One whose association holds its share is passed over;
-// if the pool has not enough, all wait.
+// Run gives memory to those that wait: to one of each association in turn. Who needs more than the pool has keeps the place: the others
+// get on by what is their own until there is enough.
 func (l *pool) Run() {
 	l.queued = false
-	for i := 0; i < len(l.waiting); {
-		c := l.waiting[i]
-		switch l.take(c, c.n) {
-		case enough:
-			l.waiting = slices.Delete(l.waiting, i, i+1)
-			c.granted()
-			i = 0 // others may have come or gone
-		case ofShare:
-			i++
-		case ofPool:
-			return
+	dry := false
+	for i := 0; i < len(l.turns); {
+		a := l.turns[i]
+		c, short := a.first, ofPool
+		if !dry {
+			short = l.take(c)
 		}
+		if short != enough && !l.takeFloor(c) {
+			dry = dry || short == ofPool
+			i++
+			continue
+		}
+		a.remove(c)
+		l.turns = slices.Delete(l.turns, i, i+1)
+		if a.first != nil {
+			l.turns = append(l.turns, a)
+		}
+		c.granted()
+		i = 0 // others may have come or gone
 	}
 }

@@ -294,7 +294,7 @@ func TestCuts(t *testing.T) {
 		}
 		q.Conn.Close()
 	}
-	waitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
+	fabricstest.WaitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
 }
 
 // TestChangedBytes: whatever a byte of a session is changed to, the target goes on for others.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/fabrics/tcp"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/stats"
 )
 
 // adminCapsule is the data that a capsule on an admin queue, or before Connect, may always have (NVMe/TCP Transport Specification,
@@ -65,8 +67,11 @@ type queue struct {
 	receiving *command
 	into      []dma.Segment // where its data goes
 	asked     int           // commands whose data the host has been asked for
-	own       int           // bytes of the pool held before Connect
-	held      *int          // that, or what the association holds on this poller
+	account   *account      // of buffers: that of the association, or of strangers
+	stats     *stats.Set    // nil before Connect
+	since     time.Duration // when it began, as poller.Now
+	unwanted  bool          // it has to make room
+	known     bool          // Connect has succeeded; with Target.mu
 	dead      bool
 	ended     bool
 
@@ -76,25 +81,36 @@ type queue struct {
 	deferred  bool
 }
 
-func newQueue(l *Listener, s *shard, peer netip.AddrPort) *queue {
-	q := &queue{t: l.t, l: l, on: s, peer: peer, entries: 1, capsule: max(adminCapsule, l.t.limits.InCapsule), owner: l.t.number()}
-	q.held = &q.own
-	return q
+// newQueue returns the queue of a connection, which has no poller yet (Target.admit).
+func newQueue(l *Listener, peer, local netip.AddrPort) *queue {
+	return &queue{t: l.t, l: l, peer: peer, local: local, entries: 1, capsule: adminCapsule, owner: l.t.number()}
 }
 
 // begin serves the connection. It is called on the poller.
 func (q *queue) begin(fd int) {
 	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: uint32(q.capsule), MaxData: maxH2CData}
 	out := fabrics.Framing{From: fabrics.FromController, Align: 4}
+	q.account, q.since = &q.on.strangers, q.on.p.Now()
 	conn, err := q.on.set.Add(fd, in, out, q)
 	if err != nil {
-		q.t.cfg.Log.Warn("connection cannot be served", "peer", q.peer, "err", err)
-		q.t.forget()
+		q.l.seldom("connection cannot be served", "peer", q.peer, "err", err)
+		q.t.forget(q)
 		q.l.live.Done()
 		return
 	}
 	q.conn = conn
 	q.on.queues[q] = true
+	if q.unwanted {
+		conn.Close(errNoRoom)
+	}
+}
+
+// evict makes the connection go, so that another can come.
+func (q *queue) evict() {
+	q.unwanted = true
+	if q.conn != nil {
+		q.conn.Close(errNoRoom)
+	}
 }
 
 // take returns an unused record, or nil: the host has more commands outstanding than the queue has entries.
@@ -110,20 +126,15 @@ func (q *queue) take() *command {
 	}
 	q.running++
 	c.stage, c.icd, c.n, c.damaged, c.muted = arriving, 0, 0, false, false
+	c.Stats = q.stats
 	c.dir = controller.FromHost
 	return c
 }
 
-// record makes a record. The first is there before Connect, and has memory of its own.
+// record makes a record.
 func (q *queue) record() *command {
-	size := q.capsule
 	c := &command{q: q, index: uint16(len(q.all)), buffers: make([]*buffer, 0, maxBuffers)}
-	if c.index == 0 {
-		c.inline = make([]byte, size)
-	} else {
-		at := int(c.index-1) * size
-		c.inline = q.memory[at : at+size : at+size]
-	}
+	c.inline = q.inline(c.index)
 	c.Init(c)
 	c.Segments = make([]dma.Segment, 0, maxBuffers)
 	c.data.Sent, c.resp.Sent = c, c
@@ -131,21 +142,28 @@ func (q *queue) record() *command {
 	return c
 }
 
-// resize sets how many entries the queue has, when it is connected.
+// inline returns the memory of a record for data in its capsule.
+func (q *queue) inline(index uint16) []byte {
+	if q.memory == nil {
+		return make([]byte, q.capsule) // before Connect there is one record
+	}
+	at := int(index) * q.capsule
+	return q.memory[at : at+q.capsule : at+q.capsule]
+}
+
+// resize makes room for the entries that Connect has asked for; only the record of Connect is there, and its data was read.
 func (q *queue) resize(entries int) error {
-	var err error
 	if q.id != 0 {
 		q.capsule = q.t.limits.InCapsule
 		q.conn.In.MaxCapsule = uint32(q.capsule)
 	}
-	if entries > 1 {
-		q.memory, err = unix.Mmap(-1, 0, (entries-1)*q.capsule, unix.PROT_READ|unix.PROT_WRITE,
-			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	memory, err := reserve(entries * q.capsule)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		q.entries = entries
-	}
-	return err
+	q.memory, q.entries = memory, entries
+	q.all[0].inline = q.inline(0)
+	return nil
 }
 
 // Header implements tcp.Handler.
@@ -269,7 +287,7 @@ func (q *queue) Data(intact bool) fabrics.Violation {
 }
 
 // Waiting implements tcp.Handler.
-func (q *queue) Waiting() bool { return q.progress != live || q.asked > 0 }
+func (q *queue) Waiting() bool { return q.asked > 0 }
 
 // execute runs a command that has arrived.
 func (q *queue) execute(c *command) {
@@ -397,7 +415,7 @@ func (q *queue) settle() {
 		_ = unix.Munmap(q.memory)
 	}
 	delete(q.on.queues, q)
-	q.t.forget()
+	q.t.forget(q)
 	switch {
 	case q.a == nil:
 	case q.id == 0:

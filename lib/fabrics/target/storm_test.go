@@ -28,8 +28,8 @@ func TestStorm(t *testing.T) {
 			})
 		}
 	})
-	waitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
-	waitFor(t, "the pool to be whole", func() bool { return f.whole(t) })
+	fabricstest.WaitFor(t, "the associations to leave", func() bool { return len(f.listener.Associations()) == 0 })
+	fabricstest.WaitFor(t, "the pool to be whole", func() bool { return f.whole(t) })
 	if n := f.holder.count.Load(); n != 0 {
 		t.Errorf("%d requests are held", n)
 	}
@@ -40,7 +40,7 @@ func (f *fixture) whole(t *testing.T) bool {
 	ok := true
 	for _, s := range f.target.shards {
 		if err := s.p.Do(func() {
-			ok = ok && len(s.pool.large)*largeBuffer+len(s.pool.small)*smallBuffer == len(s.pool.memory) && len(s.pool.waiting) == 0 && len(s.queues) == 0
+			ok = ok && len(s.pool.large)*largeBuffer+len(s.pool.small)*smallBuffer == len(s.pool.memory) && len(s.pool.turns) == 0 && len(s.queues) == 0
 		}); err != nil {
 			t.Error(err)
 		}
@@ -50,7 +50,7 @@ func (f *fixture) whole(t *testing.T) bool {
 
 // visit is one association of a host, whose blocks on the shared volume are its own.
 func (f *fixture) visit(t *testing.T, r *rand.Rand, host int) {
-	o := fabricstest.Options{HeaderDigest: r.IntN(2) == 0, DataDigest: r.IntN(2) == 0, HPDA: uint8(r.IntN(32)), InCapsule: 512 << r.IntN(5)}
+	o := fabricstest.Options{Host: byte(host), HeaderDigest: r.IntN(2) == 0, DataDigest: r.IntN(2) == 0, HPDA: uint8(r.IntN(32)), InCapsule: 512 << r.IntN(5)}
 	admin := f.enabled(t, o)
 	defer admin.Conn.Close()
 	var event fabricstest.Request

@@ -11,8 +11,10 @@
 //
 //  1. The capsule arrives (queue.Header): a record is taken, as many as the queue has entries. Data in the capsule goes to memory that
 //     the record has of its own, so that a connection never has to wait for memory.
-//  2. The controller decodes the command and asks for its data (command.Data). Other data goes through buffers of the poller's pool. If
-//     there are none the command waits in line, and only then its R2T is sent: a host sends no more than there is room for.
+//  2. The controller decodes the command and asks for its data (command.Data). Other data that is small goes through the record's memory,
+//     too, larger data through buffers of the poller's pool. If there are none the command waits for its association's turn, and only
+//     then its R2T is sent: a host sends no more than there is room for. One R2T asks for all data of a command, which suits hosts with
+//     any MAXR2T: since the buffers are there, to ask in parts would only cost round trips.
 //  3. H2CData is read from the socket into the buffers; the volume reads and writes there, too.
 //  4. The result (command.Complete) is queued on the connection, data and response, and written at the end of the turn. When the kernel
 //     has taken it, buffers and record are free.
@@ -23,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,39 +42,6 @@ var (
 	ErrHostNotAllowed = errors.New("host is not allowed to connect")
 )
 
-// Limits bound what hosts can take. A field of 0 has its default.
-type Limits struct {
-	Connections  int           // of the target; 1024
-	Queues       int           // I/O queues of an association; 64
-	QueueEntries int           // of a queue, 32 to 1024; 128
-	InCapsule    int           // bytes of data in a capsule of an I/O queue, 512 to 65536, for each of its entries; 8192
-	Memory       int           // bytes of data buffers of a poller, at least 4 MiB; 64 MiB, taken as they are used
-	Share        int           // bytes of them that one association holds, at least 1 MiB; 8 MiB
-	Patience     time.Duration // how long a peer that has to go on may do nothing; 30 s
-}
-
-// withDefaults returns the limits with what was left out.
-func (l Limits) withDefaults() Limits {
-	set := func(p *int, initial, least int) {
-		if *p == 0 {
-			*p = initial
-		}
-		*p = max(*p, least)
-	}
-	set(&l.Connections, 1024, 1)
-	set(&l.Queues, 64, 1)
-	set(&l.QueueEntries, 128, fabrics.MinAdminQueue)
-	l.QueueEntries = min(l.QueueEntries, 1024)
-	set(&l.InCapsule, 8192, 512)
-	l.InCapsule = min(l.InCapsule, 64<<10) &^ 15
-	set(&l.Memory, 64<<20, 4<<20)
-	set(&l.Share, 8<<20, 1<<20)
-	if l.Patience == 0 {
-		l.Patience = 30 * time.Second
-	}
-	return l
-}
-
 // Config of a target.
 type Config struct {
 	Pollers []*poller.Poller // connections are spread over them
@@ -79,9 +49,11 @@ type Config struct {
 	// who waits for a poller, as the methods of Target and Listener do. Errors: ErrNoSubsystem, ErrHostNotAllowed; any other means that
 	// it is not ready.
 	Subsystem func(listener int, subNQN, hostNQN string) (*controller.Subsystem, error)
-	// Discovery returns the log's records for a host on a listener, and the generation counter, which changes with them. An entry without
-	// an address gets the one that the host has come to. It is called as Subsystem is.
-	Discovery func(listener int, hostNQN string) (entries []fabrics.DiscoveryEntry, generation uint64)
+	// Discovery returns the discovery log for a host that has come to the address at of a listener, and the generation counter, which
+	// rises whenever the log of any host changes. It is called as Subsystem is.
+	Discovery func(listener int, hostNQN string, at netip.AddrPort) (entries []fabrics.DiscoveryEntry, generation uint64)
+	// DiscoveryNQN is the name of the discovery subsystem that no other has. Hosts reach it by the well-known one, too.
+	DiscoveryNQN string
 	// Changed is told that an association has come or gone. It is called as Subsystem is; nil: nobody wants to know.
 	Changed func()
 	Limits  Limits
@@ -92,6 +64,7 @@ type Config struct {
 type Target struct {
 	cfg    Config
 	limits Limits
+	room   chan struct{} // told when a connection has gone
 
 	mu           sync.Mutex
 	shards       []*shard
@@ -99,7 +72,9 @@ type Target struct {
 	listeners    map[*Listener]bool
 	associations map[*association]bool
 	connections  int
-	lastCNTLID   uint16 // of a discovery controller
+	seats        int      // associations with subsystems, and those that are being made
+	guests       []*queue // connections that belong to no host that was let in, in the order in which they have to make room
+	lastCNTLID   uint16   // of a discovery controller
 	closed       bool
 	numbers      atomic.Uint64
 	sweeper      context.CancelFunc
@@ -112,6 +87,8 @@ type shard struct {
 	p     *poller.Poller
 	set   *tcp.Set
 	pool  *pool
+	// strangers is what connections hold that belong to no host that was let in: before Connect, and of discovery controllers.
+	strangers account
 	// queues are those on this poller.
 	queues map[*queue]bool
 }
@@ -122,7 +99,7 @@ func New(cfg Config) *Target {
 		cfg.Changed = func() {}
 	}
 	return &Target{
-		cfg: cfg, limits: cfg.Limits.withDefaults(),
+		cfg: cfg, limits: cfg.Limits.withDefaults(), room: make(chan struct{}, 1),
 		listeners: make(map[*Listener]bool), associations: make(map[*association]bool),
 	}
 }
@@ -153,7 +130,7 @@ func (t *Target) start() error {
 }
 
 func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
-	s := &shard{index: index, p: p, queues: make(map[*queue]bool)}
+	s := &shard{index: index, p: p, queues: make(map[*queue]bool), strangers: account{stranger: true}}
 	var err error
 	if s.pool, err = newPool(p, limits.Memory, limits.Share); err != nil {
 		return nil, err
@@ -204,13 +181,21 @@ func (t *Target) sweep(ctx context.Context, shards []*shard) {
 func (s *shard) sweep(patience time.Duration) {
 	s.set.Sweep(patience)
 	for q := range s.queues {
+		if q.progress < joining && s.p.Now()-q.since > patience {
+			q.conn.Close(tcp.ErrStalled) // however it drips
+		}
 		if q.id == 0 && q.a != nil && q.a.discovery != nil {
 			q.a.discovery.expire()
 		}
 	}
 }
 
-// DiscoveryChanged tells hosts that wait for it that the discovery log has changed.
+// discovers reports whether nqn is a name of the discovery subsystem.
+func (t *Target) discovers(nqn string) bool {
+	return nqn == fabrics.DiscoveryNQN || nqn == t.cfg.DiscoveryNQN
+}
+
+// DiscoveryChanged tells hosts that wait for it that the discovery log has changed, those for which it has.
 func (t *Target) DiscoveryChanged() {
 	for _, a := range t.present() {
 		if a.discovery != nil {

@@ -141,7 +141,7 @@ func TestShare(t *testing.T) {
 	for qid := uint16(1); qid <= 4; qid++ {
 		hold(f.io(t, greedy, fabricstest.Options{}, qid, 0), 4, dma.MaxTransfer)
 	}
-	waitFor(t, "a read on each poller", func() bool { return f.holder.count.Load() == 2 })
+	fabricstest.WaitFor(t, "a read on each poller", func() bool { return f.holder.count.Load() == 2 })
 	for qid := uint16(1); qid <= 2; qid++ {
 		q := f.io(t, other, fabricstest.Options{}, qid, 0)
 		f.verify(t, q, 0, dma.MaxTransfer, false)
@@ -181,7 +181,7 @@ func TestNoLeak(t *testing.T) {
 
 // TestCapsuleSize: what an I/O queue takes in a capsule is a limit of the target; an admin queue takes 8 KiB.
 func TestCapsuleSize(t *testing.T) {
-	f := start(t, Limits{InCapsule: 1030})
+	f := start(t, Limits{InCapsule: 1024})
 	admin := f.enabled(t, fabricstest.Options{})
 	var id nvme.IdentifyController
 	r := fabricstest.Request{From: nvme.Bytes(&id)}

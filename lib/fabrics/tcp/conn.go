@@ -61,6 +61,7 @@ type Conn struct {
 	half     bool // our direction is closed
 	err      error
 	moved    time.Duration // when bytes were last moved, as poller.Now
+	began    time.Duration // when the header began to arrive that is received in part, or the data; 0: there is neither
 
 	// What is received: buf[r:w] has not been looked at.
 	buf     []byte
@@ -79,9 +80,6 @@ type Conn struct {
 	sent        int // bytes of first that the kernel has taken
 	term        Out
 }
-
-// midway reports whether a PDU has been received in part.
-func (c *Conn) midway() bool { return c.stage != header || c.w > c.r }
 
 // receive reads and handles PDUs, until there is nothing more or as much as budget.
 func (c *Conn) receive(budget int) (done int) {
@@ -179,6 +177,9 @@ func (c *Conn) parse() {
 // parseHeader handles the header of a PDU. It reports whether it was there.
 func (c *Conn) parseHeader() bool {
 	p := c.buf[c.r:c.w]
+	if c.began == 0 && len(p) > 0 {
+		c.began = c.moved
+	}
 	if len(p) < fabrics.CommonHeaderSize {
 		return false
 	}
@@ -203,7 +204,7 @@ func (c *Conn) parseHeader() bool {
 		}
 	}
 	c.r += int(c.frame.Header)
-	c.checked = false
+	c.checked, c.began = false, 0
 	into, v := c.h.Header(h, c.frame)
 	if v.Bad() {
 		c.Violate(v, h)
@@ -211,7 +212,7 @@ func (c *Conn) parseHeader() bool {
 	}
 	if c.frame.DataLength > 0 {
 		c.stage, c.skip, c.left = data, c.frame.DataOffset-c.frame.Header, c.frame.DataLength
-		c.at, c.off, c.into = 0, 0, into
+		c.at, c.off, c.into, c.began = 0, 0, into, c.moved
 	}
 	return true
 }
@@ -252,7 +253,7 @@ func (c *Conn) parseDigest() bool {
 
 // arrived tells the handler of data.
 func (c *Conn) arrived(intact bool) bool {
-	c.into = nil
+	c.into, c.began = nil, 0
 	if v := c.h.Data(intact); v.Bad() {
 		c.Violate(v, nil)
 		return false
@@ -296,7 +297,7 @@ func (c *Conn) Finish(err error) {
 		return
 	}
 	c.err, c.shut, c.moved = err, true, c.set.p.Now()
-	c.into, c.stage, c.r, c.w = nil, header, 0, 0
+	c.into, c.stage, c.r, c.w, c.began = nil, header, 0, 0, 0
 	c.set.write(c)
 }
 
@@ -322,6 +323,24 @@ func (c *Conn) Run() {
 		c.pop()
 	}
 	c.h.Closed(c.err)
+}
+
+// Widen gives the connection the memory to read many small PDUs at once, which a peer has to deserve.
+func (c *Conn) Widen() {
+	if len(c.buf) < bufferSize {
+		buf := make([]byte, bufferSize)
+		c.r, c.w = 0, copy(buf, c.buf[c.r:c.w])
+		c.buf = buf
+	}
+}
+
+// Left reports whether the peer has ended the connection, also where what it has sent before is still to be read.
+func (c *Conn) Left() bool {
+	if c.closed {
+		return true
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLRDHUP}}, 0)
+	return err == nil && n > 0
 }
 
 // Ended reports whether the connection is closed, or about to be.

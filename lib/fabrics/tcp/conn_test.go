@@ -282,3 +282,26 @@ func TestSweep(t *testing.T) {
 		t.Errorf("closed with %v", err)
 	}
 }
+
+// TestLeft: that the peer has gone is seen before what it has sent is read.
+func TestLeft(t *testing.T) {
+	p, _, host, target := pair(t, false, 4)
+	eventually(t, p, "that it can write", func() bool { return host.conn.writable })
+	do(t, p, func() {
+		if target.conn.Left() {
+			t.Error("the peer is there")
+		}
+		host.capsule(make([]byte, 64))
+		host.conn.send()
+		host.conn.Close(io.EOF)
+		if !target.conn.Left() || host.sent != 1 || len(target.got) != 0 {
+			t.Errorf("the peer has gone: %v; sent: %d, read: %d", target.conn.Left(), host.sent, len(target.got))
+		}
+	})
+	eventually(t, p, "the end", func() bool { return target.conn.closed })
+	do(t, p, func() {
+		if !target.conn.Left() {
+			t.Error("a closed connection has a peer")
+		}
+	})
+}

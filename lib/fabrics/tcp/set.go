@@ -31,6 +31,8 @@ const (
 	turnBytes = 512 << 10
 	// bufferSize is the receive buffer of a connection: what one read takes of small PDUs.
 	bufferSize = 16 << 10
+	// narrowBuffer is that of one which has not been widened: enough for any header with its digest.
+	narrowBuffer = 512
 	// maxIovecs is how many pieces one write has.
 	maxIovecs = 128
 )
@@ -82,7 +84,7 @@ func (s *Set) Len() int { return s.count }
 // Add takes a non-blocking socket, which is the set's from now on, also after an error. in and out are the framings before the connection
 // is initialized; h is told what arrives.
 func (s *Set) Add(fd int, in, out fabrics.Framing, h Handler) (*Conn, error) {
-	c := &Conn{set: s, fd: fd, h: h, In: in, Out: out, buf: make([]byte, bufferSize), moved: s.p.Now()}
+	c := &Conn{set: s, fd: fd, h: h, In: in, Out: out, buf: make([]byte, narrowBuffer), moved: s.p.Now()}
 	if n := len(s.free); n > 0 {
 		c.slot, s.free = s.free[n-1], s.free[:n-1]
 	} else {
@@ -199,9 +201,11 @@ var ErrStalled = errors.New("the peer has stalled")
 // lingering is how long a connection that this side has ended waits for the other to do so.
 const lingering = time.Second
 
-// Sweep closes, with ErrStalled, connections that are in the middle of something and on which nothing has moved for patience: those that
-// Handler.Waiting says, and those with a PDU received or sent in part. Finished ones are closed after a second.
+// Sweep closes, with ErrStalled, connections that are in the middle of something and do not get on for patience: those that
+// Handler.Waiting says, and those with output, on which nothing has moved; and those with a PDU that is received in part, however it drips.
+// Finished ones are closed after a second.
 func (s *Set) Sweep(patience time.Duration) {
+	now := s.p.Now()
 	for _, c := range s.conns {
 		if c == nil || c.closed {
 			continue
@@ -210,7 +214,8 @@ func (s *Set) Sweep(patience time.Duration) {
 		if c.shut {
 			limit = min(patience, lingering)
 		}
-		if (c.first != nil || c.shut || c.midway() || c.h.Waiting()) && s.p.Now()-c.moved > limit {
+		stuck := (c.first != nil || c.shut || c.h.Waiting()) && now-c.moved > limit
+		if stuck || c.began != 0 && now-c.began > limit {
 			c.Close(ErrStalled)
 		}
 	}

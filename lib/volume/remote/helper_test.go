@@ -104,7 +104,7 @@ func (s *server) start() {
 			}
 			return sub, nil
 		},
-		Discovery: func(int, string) ([]fabrics.DiscoveryEntry, uint64) { return nil, 0 },
+		Discovery: func(int, string, netip.AddrPort) ([]fabrics.DiscoveryEntry, uint64) { return nil, 0 },
 	})
 	var l *target.Listener
 	var err error
