@@ -90,6 +90,20 @@ func (r *rig) leap(line string) string {
 	return r.run(filepath.Join(bin, words[0]), words[1:]...)
 }
 
+// refused runs one of our command lines, which must fail with that exit code and
+// say why.
+func (r *rig) refused(code int, why, line string) {
+	r.t.Helper()
+	words := strings.Fields(line)
+	cmd := exec.CommandContext(r.t.Context(), filepath.Join(bin, words[0]), words[1:]...)
+	cmd.Env = r.env()
+	said, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(string(said), why) {
+		r.t.Errorf("%s: got %v, %q, want exit code %d, %q", line, err, said, code, why)
+	}
+}
+
 // leapJSON is leap for a command that prints JSON, which is read into out.
 func (r *rig) leapJSON(out any, line string) {
 	r.t.Helper()
@@ -398,12 +412,18 @@ func (r *rig) waitPort(name, state string) {
 // checkPattern holds the file of a volume against what fill has made of it.
 func (r *rig) checkPattern(volume, line string) {
 	r.t.Helper()
-	data, err := os.ReadFile(r.image(volume))
+	r.checkImage(r.image(volume), line)
+}
+
+// checkImage is checkPattern for any file.
+func (r *rig) checkImage(path, line string) {
+	r.t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	want := bytes.Repeat(fmt.Appendf(nil, "%-31s\n", line), len(data)/32)
 	if len(data) == 0 || !bytes.Equal(data, want) {
-		r.t.Errorf("volume %s: its %d bytes are not lines of %q", volume, len(data), line)
+		r.t.Errorf("%s: its %d bytes are not lines of %q", filepath.Base(path), len(data), line)
 	}
 }
