@@ -63,17 +63,14 @@ disconnect() {
 	nvme disconnect -n $1
 	eventually gone $1
 }
-
-# size DEVICE BYTES: reports whether the drive has that size.
-size() { [ "$(blockdev --getsize64 $1)" = $2 ]; }
 `
 
 // newHostRig is a rig with both subsystems, and the port at which they are. The
 // namespaces of own are d1, with blocks of 512 bytes, and d2, with 4096; that of
 // shared is d3.
-func newHostRig(t *testing.T) (r *rig, port string) {
+func newHostRig(t *testing.T, args ...string) (r *rig, port string) {
 	t.Helper()
-	r = newRig(t)
+	r = newRig(t, args...)
 	for _, line := range []string{
 		"volume create d1 file size=32M", "volume create d2 file size=8M block=4096", "volume create d3 file size=16M",
 		"subsystem create own --nqn " + ownNQN, "namespace add own d1", "namespace add own d2", "host allow own " + hostNQN,
@@ -118,7 +115,7 @@ func TestHost(t *testing.T) {
 	}
 	for _, kernel := range kernels {
 		t.Run(string(kernel), func(t *testing.T) {
-			r, port := newHostRig(t)
+			r, port := newHostRig(t, twoPollers()...)
 			vm := r.start(machine{Config: guest.Config{Kernel: kernel, QEMUArgs: network, Timeout: 10 * time.Minute, Job: "port=" + port + strings.Join([]string{
 				hostJob, discoverJob, connectJob(), lookJob, hostResetJob, pathsJob, changesJob, eventsJob, lastJob,
 			}, "\n")}})
@@ -361,6 +358,7 @@ func (r *rig) checkList(hosts []listed, serial, cntlid string) {
 		} else if len(c.Paths) != 1 || c.Paths[0].ANAState != "optimized" {
 			r.t.Errorf("list: %+v, want one path, optimized", c)
 		}
+		slices.SortFunc(have, func(a, b listedNamespace) int { return a.NSID - b.NSID })
 		if !slices.Equal(have, want) || c.Transport != "tcp" {
 			r.t.Errorf("list: %s has %+v over %s, want %+v over tcp", s.SubsystemNQN, have, c.Transport, want)
 		}
@@ -496,7 +494,8 @@ uevent sh -c 'echo $NVME_AEN $DEVPATH' >/tmp/events &
 events=$!
 changes() { [ "$(grep -c '^0x70f002 .*nvme' /tmp/events)" = $1 ]; }
 nvme discover $target $me --persistent >/tmp/said
-c=$(controllers nqn.2014-08.org.nvmexpress.discovery)
+c=$(dirname $(grep -l discovery /sys/class/nvme/nvme*/cntrltype))
+c=${c##*/}
 n=0
 for what in appear change disappear; do
 	notify $what
@@ -533,8 +532,8 @@ func (r *rig) makeEvents(vm *guest.VM) {
 const lastJob = `
 connect $own
 nvme disconnect-all
-eventually gone $own
-eventually gone nqn.2014-08.org.nvmexpress.discovery
+eventually [ ! -e /sys/class/nvme/$c ]
+gone $own
 notify disconnected
 healthy 'Removing ctrl'
 `

@@ -127,6 +127,9 @@ storm() {
 	if ! grep -q 'err= 0' /tmp/fio${1##*/}; then cat /tmp/fio${1##*/}; return 1; fi
 }
 
+# size DEVICE BYTES: reports whether the drive has that size.
+size() { [ "$(blockdev --getsize64 $1)" = $2 ]; }
+
 # controllers NQN: prints the names of the controllers of a subsystem.
 controllers() {
 	for controller in /sys/class/nvme/nvme*; do

@@ -62,7 +62,7 @@ notify serving
 while line=$(await); do
 	case $line in
 	reboot) reboot -f ;;
-	resized) echo 1 >$sub/namespaces/1/revalidate_size ;;
+	grown) echo 1 >$sub/namespaces/1/revalidate_size ;;
 	end) exit 0 ;;
 	esac
 done
@@ -110,6 +110,13 @@ func (n *nvmet) start() {
 	n.r.line(n.vm, "^serving$")
 }
 
+// grow makes namespace 1 larger: first the disk, then what hosts are told of it.
+func (n *nvmet) grow(size int64) {
+	n.r.t.Helper()
+	dialQMP(n.r.t, n.monitor()).execute("block_resize", map[string]any{"device": "disk0", "size": size})
+	n.r.send(n.vm, "grown")
+}
+
 // url is the address of a namespace, at the port of that number.
 func (n *nvmet) url(nsid int) string {
 	return fmt.Sprintf("tcp://127.0.0.1:%d/%s?nsid=%d", n.ports[nsid-1], nvmetNQN, nsid)
@@ -126,6 +133,9 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// followsSize says whether remote volumes follow a change of the namespace's size.
+const followsSize = false
+
 // A machine's drive has its blocks with a target that is not ours, that of the
 // Linux kernel. It is looked at, reboots, and loses its power, while fio checks
 // all that it reads.
@@ -140,7 +150,7 @@ func TestNvmet(t *testing.T) {
 }
 
 func testNvmet(t *testing.T, kernel guest.Kernel) {
-	r := newRig(t)
+	r := newRig(t, twoPollers()...)
 	const size = 64 << 20
 	n := r.newNvmet(kernel, size)
 	r.lookAtNvmet(n)
@@ -148,12 +158,18 @@ func testNvmet(t *testing.T, kernel guest.Kernel) {
 	r.leap(fmt.Sprintf(create, 1, "hdr-digest=on data-digest=on", n.url(1)))
 	r.leap(fmt.Sprintf(create, 2, "", n.url(2)))
 	r.leap("leap-qmap map vm1 far1 far2")
-	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Timeout: 5 * time.Minute, Job: `
+	end := int64(size)
+	if followsSize {
+		end += 32 << 20
+	}
+	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Timeout: 5 * time.Minute, Job: fmt.Sprintf("end=%d", end) + `
 drives 2
 nqn=$(cat /sys/class/nvme/nvme0/subsysnqn)
 a=$(drive $nqn 1)
 b=$(drive $nqn 2)
-want 67108864 blockdev --getsize64 $a
+size $a 67108864
+notify small
+eventually size $a $end
 want 512 blockdev --getss $a
 want 4096 blockdev --getss $b
 fill $b 'to be zeroed'
@@ -180,6 +196,10 @@ fill $b 'all is well'
 filled $b 'all is well'
 healthy
 `}})
+	r.line(vm, "^small$")
+	if followsSize {
+		n.grow(end)
+	}
 	r.line(vm, "^busy$")
 	time.Sleep(2 * time.Second)
 	r.send(n.vm, "reboot")
