@@ -46,16 +46,28 @@ other="--hostnqn ` + otherNQN + ` --hostid ` + otherID + `"
 # connect NQN ARGUMENT...: connects, and waits for the namespaces.
 connect() {
 	nvme connect $target $me -n "$@" || { dmesg | tail -n 20; return 1; }
+	found $1
+}
+
+# found NQN: waits for the namespaces of a subsystem that is connected.
+found() {
 	if [ $1 = $own ]; then
-		eventually drive $own 1 >/tmp/said 2>&1
-		eventually drive $own 2 >/tmp/said 2>&1
+		eventually drive $own 1
+		eventually drive $own 2
 		a=$(drive $own 1)
 		b=$(drive $own 2)
 		d=/dev/$(controllers $own)
 	else
-		eventually drive $shared 1 >/tmp/said 2>&1
+		eventually drive $shared 1
 		s=$(drive $shared 1)
 	fi
+}
+
+# well [EXPECTED]: fails if the kernel has complained since the last time, beside
+# what it says when it disconnects, also of a Keep Alive that is under way then.
+well() {
+	healthy "Removing ctrl|nvme_keep_alive_end_io${1:+|$1}"
+	dmesg -c >/dev/null
 }
 
 # disconnect NQN: disconnects, and waits until the controllers are gone.
@@ -123,9 +135,9 @@ func TestHost(t *testing.T) {
 			r.checkConnects(vm)
 			r.checkLook(vm, port)
 			r.checkReset(vm)
-			r.checkPaths(vm)
+			r.checkPaths(vm, port)
 			r.makeChanges(vm)
-			r.makeEvents(vm)
+			r.makeEvents(vm, port)
 			r.line(vm, "^disconnected$")
 			r.waitAssociations(0)
 			r.wait(vm, 1)
@@ -230,7 +242,7 @@ use() {
 	disconnect $own
 }
 ` + job.String() + `
-healthy 'Removing ctrl'
+well
 `
 }
 
@@ -258,8 +270,9 @@ func (r *rig) checkConnects(vm *guest.VM) {
 
 // lookJob has nvme-cli say what it is connected to. d1 gets a file system.
 const lookJob = `
-connect $own --hdr-digest --data-digest
-connect $shared
+nvme connect-all $target $me --hdr-digest --data-digest
+found $own
+found $shared
 json id-ctrl nvme id-ctrl $d
 json id-ns1 nvme id-ns $a
 json id-ns2 nvme id-ns $b
@@ -398,8 +411,7 @@ filled $b 'from the host'
 notify reset
 await checked >/tmp/said
 disconnect $own
-healthy 'Removing ctrl|resetting controller'
-dmesg -c >/dev/null
+well 'resetting controller'
 `
 
 func (r *rig) checkReset(vm *guest.VM) {
@@ -430,14 +442,12 @@ wait $!
 json one-path nvme list-subsys
 fill $s 'by two paths'
 filled $s 'by two paths'
-healthy 'Removing ctrl'
+well
 disconnect $shared
 `
 
-func (r *rig) checkPaths(vm *guest.VM) {
+func (r *rig) checkPaths(vm *guest.VM, port string) {
 	r.t.Helper()
-	port := r.fact("listener/1/url")
-	port = port[strings.LastIndex(port, ":")+1:]
 	for _, test := range []struct {
 		word  string
 		paths int
@@ -452,7 +462,7 @@ func (r *rig) checkPaths(vm *guest.VM) {
 const changesJob = `
 connect $own
 notify add
-eventually drive $own 3 >/tmp/said 2>&1
+eventually drive $own 3
 c=$(drive $own 3)
 fill $c 'hot'
 filled $c 'hot'
@@ -462,14 +472,14 @@ fill $c 'grown'
 filled $c 'grown'
 notify remove
 eventually [ ! -e $c ]
-healthy 'Removing ctrl'
+well
 nvme set-feature $d -f 0x0b -V 0
 notify silent
 await added >/tmp/said
 sleep 2
 if drive $own 3 2>/tmp/said; then echo 'a namespace came without an event'; exit 1; fi
 nvme ns-rescan $d
-eventually drive $own 3 >/tmp/said 2>&1
+eventually drive $own 3
 disconnect $own
 dmesg -c >/dev/null
 `
@@ -490,6 +500,8 @@ func (r *rig) makeChanges(vm *guest.VM) {
 
 // eventsJob keeps a discovery controller and is told of changes.
 const eventsJob = `
+notify where
+target="-t tcp -a 10.0.2.2 -s $(await)"
 uevent sh -c 'echo $NVME_AEN $DEVPATH' >/tmp/events &
 events=$!
 changes() { [ "$(grep -c '^0x70f002 .*nvme' /tmp/events)" = $1 ]; }
@@ -508,8 +520,10 @@ changes $n
 kill $events
 `
 
-func (r *rig) makeEvents(vm *guest.VM) {
+func (r *rig) makeEvents(vm *guest.VM, port string) {
 	r.t.Helper()
+	r.line(vm, "^where$")
+	r.send(vm, port)
 	const nqn = "nqn.2026-01.org.example:new"
 	for _, test := range []struct {
 		word, line string
@@ -530,10 +544,12 @@ func (r *rig) makeEvents(vm *guest.VM) {
 }
 
 const lastJob = `
-connect $own
+nvme connect-all $target $me
+found $own
+gone $shared
 nvme disconnect-all
 eventually [ ! -e /sys/class/nvme/$c ]
 gone $own
 notify disconnected
-healthy 'Removing ctrl'
+well
 `

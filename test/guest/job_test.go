@@ -48,12 +48,13 @@ want() {
 	fi
 }
 
-# eventually COMMAND...: waits until the command succeeds.
+# eventually COMMAND...: waits until the command succeeds; what it prints is not
+# shown.
 eventually() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		if [ $tries -gt 600 ]; then
+	patience=$(($(date +%s) + 60))
+	until "$@" >/tmp/eventually 2>&1; do
+		if [ $(date +%s) -gt $patience ]; then
+			cat /tmp/eventually
 			echo "$*: not after a minute"
 			return 1
 		fi

@@ -56,11 +56,14 @@ for i in 1 2; do
 	echo ipv4 >ports/$i/addr_adrfam
 	echo 0.0.0.0 >ports/$i/addr_traddr
 	echo $((4419 + i)) >ports/$i/addr_trsvcid
-	ln -s $sub ports/$i/subsystems/` + nvmetNQN + `
 done
+show() { for i in 1 2; do ln -s $sub ports/$i/subsystems/; done; }
+show
 notify serving
 while line=$(await); do
 	case $line in
+	hide) rm ports/*/subsystems/* ;; # which ends its associations
+	show) show ;;
 	reboot) reboot -f ;;
 	grown) echo 1 >$sub/namespaces/1/revalidate_size ;;
 	end) exit 0 ;;
@@ -137,8 +140,8 @@ func freePort(t *testing.T) int {
 const followsSize = false
 
 // A machine's drive has its blocks with a target that is not ours, that of the
-// Linux kernel. It is looked at, reboots, and loses its power, while fio checks
-// all that it reads.
+// Linux kernel. It is looked at, ends its associations, reboots, and loses its
+// power, while fio checks all that it reads.
 func TestNvmet(t *testing.T) {
 	kernels := []guest.Kernel{guest.KernelBackports}
 	if all {
@@ -201,6 +204,12 @@ healthy
 		n.grow(end)
 	}
 	r.line(vm, "^busy$")
+	time.Sleep(2 * time.Second)
+	r.send(n.vm, "hide")
+	r.waitRemotes("failed")
+	time.Sleep(time.Second)
+	r.send(n.vm, "show")
+	r.waitRemotes("ready")
 	time.Sleep(2 * time.Second)
 	r.send(n.vm, "reboot")
 	r.waitRemotes("failed")
