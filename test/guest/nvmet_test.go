@@ -82,6 +82,10 @@ type nvmet struct {
 
 // newNvmet makes the files of a target with that kernel and starts it.
 func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
+	return r.newNvmetJob(kernel, size, nvmetJob)
+}
+
+func (r *rig) newNvmetJob(kernel guest.Kernel, size int64, job string) *nvmet {
 	r.t.Helper()
 	n := &nvmet{r: r, ports: [2]int{freePort(r.t), freePort(r.t)}}
 	dir := filepath.Dir(r.paths.Run)
@@ -99,7 +103,7 @@ func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
 		args = append(args, "-drive", fmt.Sprintf("if=none,format=raw,discard=unmap,id=disk%d,file=%s", i, n.images[i]),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,logical_block_size=%d,physical_block_size=4096", i, block))
 	}
-	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: nvmetJob}
+	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: job}
 	n.start()
 	return n
 }
@@ -216,6 +220,9 @@ healthy
 	r.line(n.vm, "^serving$")
 	r.waitRemotes("ready")
 	time.Sleep(2 * time.Second)
+	// What it is sent from now on is lost, and not only what it is about to do.
+	dialQMP(t, n.monitor()).execute("stop", map[string]any{})
+	time.Sleep(500 * time.Millisecond)
 	n.vm.Kill()
 	if _, err := n.vm.Wait(); err == nil {
 		t.Error("the target has ended by itself")
