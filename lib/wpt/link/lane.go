@@ -441,8 +441,8 @@ func (l *lane) quit(publish bool) {
 		return
 	}
 	for _, c := range l.all {
-		if c.sq != nil && c.sq.ID == 0 {
-			c.Cancel() // a reset does not wait for a Format
+		if c.sq != nil {
+			c.Cancel() // a reset waits neither for a Format nor for a medium that is away
 		}
 	}
 }
