@@ -128,7 +128,7 @@ func TestHost(t *testing.T) {
 	for _, kernel := range kernels {
 		t.Run(string(kernel), func(t *testing.T) {
 			r, port := newHostRig(t, twoPollers()...)
-			vm := r.start(machine{Config: guest.Config{Kernel: kernel, QEMUArgs: network, Timeout: 10 * time.Minute, Job: "port=" + port + strings.Join([]string{
+			vm := r.start(machine{Config: guest.Config{Kernel: kernel, QEMUArgs: network, Timeout: 20 * time.Minute, Job: "port=" + port + strings.Join([]string{
 				hostJob, discoverJob, connectJob(), lookJob, hostResetJob, pathsJob, changesJob, eventsJob, lastJob,
 			}, "\n")}})
 			r.checkDiscovery(vm, port)

@@ -64,6 +64,7 @@ while line=$(await); do
 	case $line in
 	hide) rm ports/*/subsystems/* ;; # which ends its associations
 	show) show ;;
+	access*) for i in 1 2; do echo ${line#access } >ports/$i/ana_groups/1/ana_state; done ;;
 	reboot) reboot -f ;;
 	grown) echo 1 >$sub/namespaces/1/revalidate_size ;;
 	end) exit 0 ;;
@@ -82,10 +83,6 @@ type nvmet struct {
 
 // newNvmet makes the files of a target with that kernel and starts it.
 func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
-	return r.newNvmetJob(kernel, size, nvmetJob)
-}
-
-func (r *rig) newNvmetJob(kernel guest.Kernel, size int64, job string) *nvmet {
 	r.t.Helper()
 	n := &nvmet{r: r, ports: [2]int{freePort(r.t), freePort(r.t)}}
 	dir := filepath.Dir(r.paths.Run)
@@ -103,7 +100,7 @@ func (r *rig) newNvmetJob(kernel guest.Kernel, size int64, job string) *nvmet {
 		args = append(args, "-drive", fmt.Sprintf("if=none,format=raw,discard=unmap,id=disk%d,file=%s", i, n.images[i]),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,logical_block_size=%d,physical_block_size=4096", i, block))
 	}
-	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: job}
+	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: nvmetJob}
 	n.start()
 	return n
 }
@@ -140,8 +137,13 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// followsSize says whether remote volumes follow a change of the namespace's size.
-const followsSize = false
+// What remote volumes cannot do yet is not asked of them: to follow a change of
+// the namespace's size, and to wait while it cannot be accessed (Asymmetric
+// Namespace Access Transition).
+const (
+	followsSize    = false
+	waitsForAccess = false
+)
 
 // A machine's drive has its blocks with a target that is not ours, that of the
 // Linux kernel. It is looked at, ends its associations, reboots, and loses its
@@ -209,6 +211,11 @@ healthy
 	}
 	r.line(vm, "^busy$")
 	time.Sleep(2 * time.Second)
+	if waitsForAccess {
+		r.send(n.vm, "access change")
+		time.Sleep(2 * time.Second)
+		r.send(n.vm, "access optimized")
+	}
 	r.send(n.vm, "hide")
 	r.waitRemotes("failed")
 	time.Sleep(time.Second)
