@@ -79,6 +79,7 @@ type nvmet struct {
 	ports  [2]int
 	images [2]string // of its namespaces
 	vm     *guest.VM
+	qemu   *qmp
 }
 
 // newNvmet makes the files of a target with that kernel and starts it.
@@ -87,7 +88,7 @@ func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
 	n := &nvmet{r: r, ports: [2]int{freePort(r.t), freePort(r.t)}}
 	dir := filepath.Dir(r.paths.Run)
 	args := []string{"-nic", fmt.Sprintf("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:%d-:4420,hostfwd=tcp:127.0.0.1:%d-:4421", n.ports[0], n.ports[1]),
-		"-qmp", "unix:" + n.monitor() + ",server=on,wait=off"}
+		"-qmp", "unix:" + filepath.Join(dir, "nvmet.qmp") + ",server=on,wait=off"}
 	for i := range n.images {
 		n.images[i] = filepath.Join(dir, fmt.Sprintf("nvmet%d.img", i+1))
 		if err := os.WriteFile(n.images[i], nil, 0o600); err != nil {
@@ -105,19 +106,18 @@ func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
 	return n
 }
 
-func (n *nvmet) monitor() string { return filepath.Join(filepath.Dir(n.r.paths.Run), "nvmet.qmp") }
-
 // start boots the target, and returns when it serves.
 func (n *nvmet) start() {
 	n.r.t.Helper()
 	n.vm = n.r.start(machine{Config: n.cfg})
 	n.r.line(n.vm, "^serving$")
+	n.qemu = dialQMP(n.r.t, filepath.Join(filepath.Dir(n.r.paths.Run), "nvmet.qmp"))
 }
 
 // grow makes namespace 1 larger: first the disk, then what hosts are told of it.
 func (n *nvmet) grow(size int64) {
 	n.r.t.Helper()
-	dialQMP(n.r.t, n.monitor()).execute("block_resize", map[string]any{"device": "disk0", "size": size})
+	n.qemu.execute("block_resize", map[string]any{"device": "disk0", "size": size})
 	n.r.send(n.vm, "grown")
 }
 
@@ -228,7 +228,7 @@ healthy
 	r.waitRemotes("ready")
 	time.Sleep(2 * time.Second)
 	// What it is sent from now on is lost, and not only what it is about to do.
-	dialQMP(t, n.monitor()).execute("stop", map[string]any{})
+	n.qemu.execute("stop", map[string]any{})
 	time.Sleep(500 * time.Millisecond)
 	n.vm.Kill()
 	if _, err := n.vm.Wait(); err == nil {
