@@ -207,7 +207,7 @@ type way struct {
 func ways() []way {
 	queues := []way{{2, "-i 1"}, {3, "-i 2"}, {3, "-i 16"}, {6, "-i 2 -W 2 -P 1"}}
 	digests := []string{"", " --hdr-digest", " --data-digest", " --hdr-digest --data-digest"}
-	others := []string{"", " --disable-sqflow", " -Q 16", " -k 1"}
+	others := []string{"", " --disable-sqflow", " -Q 16", " -k 30"}
 	var list []way
 	for i, q := range queues {
 		for j, d := range digests {
