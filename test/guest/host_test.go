@@ -43,9 +43,10 @@ target="-t tcp -a 10.0.2.2 -s $port"
 me="--hostnqn ` + hostNQN + ` --hostid ` + hostID + `"
 other="--hostnqn ` + otherNQN + ` --hostid ` + otherID + `"
 
-# connect NQN ARGUMENT...: connects, and waits for the namespaces.
+# connect NQN ARGUMENT...: connects, and waits for the namespaces. On a busy machine
+# guests do not keep short promises to be alive.
 connect() {
-	nvme connect $target $me -n "$@" || { dmesg | tail -n 20; return 1; }
+	nvme connect $target $me -k 60 -n "$@" || { dmesg | tail -n 20; return 1; }
 	found $1
 }
 
@@ -207,7 +208,7 @@ type way struct {
 func ways() []way {
 	queues := []way{{2, "-i 1"}, {3, "-i 2"}, {3, "-i 16"}, {6, "-i 2 -W 2 -P 1"}}
 	digests := []string{"", " --hdr-digest", " --data-digest", " --hdr-digest --data-digest"}
-	others := []string{"", " --disable-sqflow", " -Q 16", " -k 30"}
+	others := []string{"", " --disable-sqflow", " -Q 16", " -k 0"}
 	var list []way
 	for i, q := range queues {
 		for j, d := range digests {
@@ -270,7 +271,7 @@ func (r *rig) checkConnects(vm *guest.VM) {
 
 // lookJob has nvme-cli say what it is connected to. d1 gets a file system.
 const lookJob = `
-nvme connect-all $target $me --hdr-digest --data-digest
+nvme connect-all $target $me -k 60 --hdr-digest --data-digest
 found $own
 found $shared
 json id-ctrl nvme id-ctrl $d
@@ -544,7 +545,7 @@ func (r *rig) makeEvents(vm *guest.VM, port string) {
 }
 
 const lastJob = `
-nvme connect-all $target $me
+nvme connect-all $target $me -k 60
 found $own
 gone $shared
 nvme disconnect-all

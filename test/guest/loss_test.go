@@ -138,7 +138,7 @@ func (r *rig) connectAgain(vm *guest.VM) {
 
 // freezeJob has I/O under way when the guest is frozen.
 const freezeJob = `
-connect $own -k 5 --reconnect-delay 1 --ctrl-loss-tmo 600
+connect $own -k 8 --reconnect-delay 1 --ctrl-loss-tmo 600
 fill $a 'before it froze'
 (storm $b 8M 4k && storm $b 8M 4k && touch /stormed) &
 storm=$!

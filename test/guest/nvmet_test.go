@@ -163,7 +163,7 @@ func testNvmet(t *testing.T, kernel guest.Kernel) {
 	const size = 64 << 20
 	n := r.newNvmet(kernel, size)
 	r.lookAtNvmet(n)
-	create := "leap-soc volume create far%d remote keep-alive=1s reconnect-delay=500ms host-nqn=" + nvmetHost + " %s addr=%s"
+	create := "leap-soc volume create far%d remote keep-alive=2s reconnect-delay=500ms host-nqn=" + nvmetHost + " %s addr=%s"
 	r.leap(fmt.Sprintf(create, 1, "hdr-digest=on data-digest=on", n.url(1)))
 	r.leap(fmt.Sprintf(create, 2, "", n.url(2)))
 	r.leap("leap-qmap map vm1 far1 far2")
@@ -171,7 +171,8 @@ func testNvmet(t *testing.T, kernel guest.Kernel) {
 	if followsSize {
 		end += 32 << 20
 	}
-	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Timeout: 5 * time.Minute, Job: fmt.Sprintf("end=%d", end) + `
+	// The guest waits longer than a target needs to boot on a busy machine.
+	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Append: "nvme_core.io_timeout=120", Timeout: 5 * time.Minute, Job: fmt.Sprintf("end=%d", end) + `
 drives 2
 nqn=$(cat /sys/class/nvme/nvme0/subsysnqn)
 a=$(drive $nqn 1)
@@ -288,6 +289,6 @@ func (r *rig) lookAtNvmet(n *nvmet) {
 func (r *rig) waitRemotes(state string) {
 	r.t.Helper()
 	for _, volume := range []string{"far1", "far2"} {
-		r.leap("leap-soc wait volume " + volume + " " + state + " --timeout 50s")
+		r.leap("leap-soc wait volume " + volume + " " + state + " --timeout 55s")
 	}
 }
