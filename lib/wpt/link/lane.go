@@ -440,9 +440,10 @@ func (l *lane) quit(publish bool) {
 		time.AfterFunc(drain, func() { _ = l.p.Post(l.leave) }) // the poller may have stopped after the lane
 		return
 	}
+	// A reset does not wait for a Format, nor for a volume whose medium is away.
 	for _, c := range l.all {
 		if c.sq != nil {
-			c.Cancel() // a reset waits neither for a Format nor for a medium that is away
+			c.Cancel()
 		}
 	}
 }
