@@ -28,8 +28,8 @@ func TestHostLosses(t *testing.T) {
 		QEMUArgs: append([]string{"-qmp", "unix:" + monitor + ",server=on,wait=off"}, network...), Timeout: 10 * time.Minute,
 		Job: "port=" + port + strings.Join([]string{hostJob, againJob, freezeJob, killJob, awayJob}, "\n"),
 	}})
-	r.connectAgain(vm)
-	r.freeze(vm, dialQMP(t, monitor))
+	before := r.connectAgain(vm)
+	r.freeze(vm, dialQMP(t, monitor), before)
 	r.killUnder(vm)
 	r.stayAway(vm)
 	r.wait(vm, 1)
@@ -121,11 +121,12 @@ func (r *rig) sameUsage(when string, before usage) {
 	}
 }
 
-func (r *rig) connectAgain(vm *guest.VM) {
+// connectAgain returns what the runtime has in use without a host.
+func (r *rig) connectAgain(vm *guest.VM) (before usage) {
 	r.t.Helper()
 	r.line(vm, "^once$")
 	r.waitAssociations(0)
-	before := r.usage()
+	before = r.usage()
 	r.send(vm, "looked")
 	r.line(vm, "^again$")
 	r.waitAssociations(0)
@@ -134,6 +135,7 @@ func (r *rig) connectAgain(vm *guest.VM) {
 	if list, _ := r.object(vm, "list-ctrl")["ctrl_list"].([]any); len(list) != 1 {
 		r.t.Errorf("after 64 connections: the subsystem has controllers %v, want one", list)
 	}
+	return before
 }
 
 // freezeJob has I/O under way when the guest is frozen.
@@ -156,10 +158,9 @@ dmesg -c >/dev/null
 `
 
 // freeze stops the guest as a host that hangs.
-func (r *rig) freeze(vm *guest.VM, monitor *qmp) {
+func (r *rig) freeze(vm *guest.VM, monitor *qmp, before usage) {
 	r.t.Helper()
 	r.leap("leap-soc host allow own " + otherNQN)
-	before := r.usage()
 	r.line(vm, "^freeze$")
 	first := r.waitAssociations(1)[0]
 	url := fmt.Sprintf("%s/%s", r.fact("listener/1/url"), ownNQN)
