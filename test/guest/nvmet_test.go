@@ -177,7 +177,7 @@ drives 2
 nqn=$(cat /sys/class/nvme/nvme0/subsysnqn)
 a=$(drive $nqn 1)
 b=$(drive $nqn 2)
-size $a 67108864
+want 67108864 blockdev --getsize64 $a
 notify small
 eventually size $a $end
 want 512 blockdev --getss $a
