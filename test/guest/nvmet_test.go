@@ -204,7 +204,7 @@ umount /mnt
 e2fsck -f -n $a
 fill $b 'all is well'
 filled $b 'all is well'
-healthy
+healthy 'ommand line' # which names a timeout
 `}})
 	r.line(vm, "^small$")
 	if followsSize {
