@@ -60,45 +60,27 @@ drives 2
 d=/dev/nvme0
 a=$(drive "$(cat /sys/class/nvme/nvme0/subsysnqn)" 1)
 b=$(drive "$(cat /sys/class/nvme/nvme0/subsysnqn)" 2)
-
-# json WORD COMMAND...: gives what the command prints to the host, in a line that
-# begins with WORD.
-json() {
-	word=$1
-	shift
-	text=$("$@" -o json) || { echo "$*: exit status $?"; return 1; }
-	notify "$word $(echo "$text" | tr -d '\n')"
-}
-
-# refused REGEXP COMMAND...: fails unless the command fails and says why.
-refused() {
-	why=$1
-	shift
-	if said=$("$@" 2>&1); then
-		echo "$*: succeeded, want: $why"
-		return 1
-	fi
-	if ! echo "$said" | grep -qE "$why"; then
-		echo "$*: said $said, want: $why"
-		return 1
-	fi
-}
 `
 
 // object is a JSON object of nvme-cli's.
 type object map[string]any
 
 // object waits for a line of the function json.
-func (r *rig) object(vm *guest.VM, word string) object {
+func (r *rig) object(vm *guest.VM, word string) (o object) {
 	r.t.Helper()
-	text := r.line(vm, "^"+regexp.QuoteMeta(word)+` (\{.*\})$`)[1]
+	r.json(vm, word, &o)
+	return o
+}
+
+// json is object for any shape.
+func (r *rig) json(vm *guest.VM, word string, out any) {
+	r.t.Helper()
+	text := r.line(vm, "^"+regexp.QuoteMeta(word)+` ([\[{].*[\]}])$`)[1]
 	decoder := json.NewDecoder(strings.NewReader(text))
 	decoder.UseNumber()
-	var o object
-	if err := decoder.Decode(&o); err != nil {
+	if err := decoder.Decode(out); err != nil {
 		r.t.Fatalf("%s: %v in %s", word, err, text)
 	}
-	return o
 }
 
 // has compares members of an object.

@@ -27,6 +27,7 @@ drives() {
 # the order in which it happens to find them.
 drive() {
 	for device in /sys/block/nvme*; do
+		[ -b "/dev/${device##*/}" ] || continue # a path to one
 		if [ "$(cat $device/device/subsysnqn) $(cat $device/nsid)" = "$1 $2" ]; then
 			echo /dev/${device##*/}
 			return
@@ -43,6 +44,43 @@ want() {
 	got=$("$@")
 	if [ "$got" != "$expected" ]; then
 		echo "$*: got $got, want $expected"
+		return 1
+	fi
+}
+
+# eventually COMMAND...: waits until the command succeeds; what it prints is not
+# shown.
+eventually() {
+	patience=$(($(date +%s) + 60))
+	until "$@" >/tmp/eventually 2>&1; do
+		if [ $(date +%s) -gt $patience ]; then
+			cat /tmp/eventually
+			echo "$*: not after a minute"
+			return 1
+		fi
+		sleep 0.1
+	done
+}
+
+# json WORD COMMAND...: gives what the command prints to the host, in a line that
+# begins with WORD.
+json() {
+	word=$1
+	shift
+	text=$("$@" -o json) || { echo "$*: exit status $?"; return 1; }
+	notify "$word $(echo "$text" | tr -d '\n')"
+}
+
+# refused REGEXP COMMAND...: fails unless the command fails and says why.
+refused() {
+	why=$1
+	shift
+	if said=$("$@" 2>&1); then
+		echo "$*: succeeded, want: $why"
+		return 1
+	fi
+	if ! echo "$said" | grep -qE "$why"; then
+		echo "$*: said $said, want: $why"
 		return 1
 	fi
 }
@@ -86,9 +124,22 @@ filled() {
 # against its checksum.
 storm() {
 	fio --name=storm --filename=$1 --size=$2 --rw=randrw --bsrange=$3-64k --ioengine=libaio --iodepth=${4:-16} --direct=1 \
-		--verify=crc32c --verify_fatal=1 --verify_backlog=64 --eta=never --output=/tmp/fio || { cat /tmp/fio; return 1; }
-	if ! grep -q 'err= 0' /tmp/fio; then cat /tmp/fio; return 1; fi
+		--verify=crc32c --verify_fatal=1 --verify_backlog=64 --eta=never --output=/tmp/fio${1##*/} || { cat /tmp/fio${1##*/}; return 1; }
+	if ! grep -q 'err= 0' /tmp/fio${1##*/}; then cat /tmp/fio${1##*/}; return 1; fi
 }
+
+# size DEVICE BYTES: reports whether the drive has that size.
+size() { [ "$(blockdev --getsize64 $1)" = $2 ]; }
+
+# controllers NQN: prints the names of the controllers of a subsystem.
+controllers() {
+	for controller in /sys/class/nvme/nvme*; do
+		[ "$(cat $controller/subsysnqn 2>/dev/null)" != "$1" ] || echo ${controller##*/}
+	done
+}
+
+# gone NQN: reports whether there is no controller of a subsystem.
+gone() { [ -z "$(controllers $1)" ]; }
 
 # healthy [EXPECTED]: fails if the kernel had anything to complain about, beside
 # lines that match EXPECTED. What it says of its clocks on a busy host does not

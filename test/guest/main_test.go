@@ -21,9 +21,10 @@
 //	nvmedoc_test.go   docs/nvme.md, to hold the drive against
 //	matrix_test.go    fio on a file system, in every way a drive can be wired
 //	life_test.go      reboots, power cuts, restarts of the runtime
-//	fabrics_test.go   NVMe/TCP with the host's kernel
-//	host_test.go      the same through the commands, and a runtime that is killed
+//	host_test.go      a guest as a host over NVMe/TCP: all that its kernel and nvme-cli do
+//	loss_test.go      the same while runtimes and guests are killed, away, or frozen
 //	remote_test.go    a drive whose blocks are on another machine
+//	nvmet_test.go     the same with the Linux kernel's target there
 //	hotplug_test.go   a drive that is plugged in and out
 //	firmware_test.go  drives as SeaBIOS and UEFI use them
 //	demo_test.go      what make demo runs

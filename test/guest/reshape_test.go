@@ -22,36 +22,23 @@ func TestReshape(t *testing.T) {
 	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Job: `
 drives 1
 d=/dev/nvme0n1
-size() { # waits until the drive has so many bytes
-	for i in $(seq 300); do
-		[ "$(blockdev --getsize64 $d)" != "$1" ] || return 0
-		sleep 0.1
-	done
-	want "$1" blockdev --getsize64 $d
-}
-protected() { # waits until the drive is read-only or not
-	for i in $(seq 300); do
-		[ "$(blockdev --getro $d)" != "$1" ] || return 0
-		sleep 0.1
-	done
-	want "$1" blockdev --getro $d
-}
+protected() { [ "$(blockdev --getro $d)" = $1 ]; }
 mkfs.ext4 -q $d
 mount -t ext4 $d /mnt
 yes 'a line that the guest wrote' | head -n 100000 >/mnt/note
 notify small
 await grown
-size 67108864
+eventually size $d 67108864
 umount /mnt
 e2fsck -f -n $d
 sum=$(dd if=$d bs=1M count=16 status=none | md5sum)
 notify "large"
 await shrunk
-size 16777216
+eventually size $d 16777216
 [ "$sum" = "$(md5sum <$d)" ]
 nvme format $d --lbaf=1 --force
 want 4096 blockdev --getss $d
-size 16777216
+eventually size $d 16777216
 fill $d 'blocks of 4096'
 notify formatted
 await restarted
@@ -60,12 +47,12 @@ nvme format $d --lbaf=0 --force
 want 512 blockdev --getss $d
 fill $d 'blocks of 512'
 nvme set-feature /dev/nvme0 --namespace-id=1 --feature-id=0x84 --value=1
-protected 1
+eventually protected 1
 if dd if=/dev/zero of=$d bs=1M count=1 2>/tmp/dd; then echo 'a protected drive was written'; exit 1; fi
 notify protected
 await looked
 nvme set-feature /dev/nvme0 --namespace-id=1 --feature-id=0x84 --value=0
-protected 0
+eventually protected 0
 filled $d 'blocks of 512'
 fill $d 'written again'
 healthy

@@ -36,8 +36,16 @@ type rig struct {
 	soc   *daemon
 }
 
-// newRig starts both daemons.
-func newRig(t *testing.T) *rig {
+// twoPollers are arguments of leap-soc run, where the machine has two processors.
+func twoPollers() []string {
+	if runtime.NumCPU() < 2 {
+		return nil
+	}
+	return []string{"--pollers", "0-1"}
+}
+
+// newRig starts both daemons, leap-soc with these arguments.
+func newRig(t *testing.T, args ...string) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "leap") // t.TempDir is too long for a socket
 	if err != nil {
@@ -55,7 +63,7 @@ func newRig(t *testing.T) *rig {
 	r := &rig{t: t, paths: paths}
 	t.Cleanup(r.showLogs)
 	r.wpt = r.newDaemon("leap-wpt", paths.PidFile("wpt"))
-	r.soc = r.newDaemon("leap-soc", paths.PidFile(api.DefaultRuntime))
+	r.soc = r.newDaemon("leap-soc", paths.PidFile(api.DefaultRuntime), args...)
 	r.wpt.start()
 	r.soc.start()
 	return r
@@ -88,6 +96,20 @@ func (r *rig) leap(line string) string {
 	r.t.Helper()
 	words := strings.Fields(line)
 	return r.run(filepath.Join(bin, words[0]), words[1:]...)
+}
+
+// refused runs one of our command lines, which must fail with that exit code and
+// say why.
+func (r *rig) refused(code int, why, line string) {
+	r.t.Helper()
+	words := strings.Fields(line)
+	cmd := exec.CommandContext(r.t.Context(), filepath.Join(bin, words[0]), words[1:]...)
+	cmd.Env = r.env()
+	said, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(string(said), why) {
+		r.t.Errorf("%s: got %v, %q, want exit code %d, %q", line, err, said, code, why)
+	}
 }
 
 // leapJSON is leap for a command that prints JSON, which is read into out.
@@ -155,6 +177,7 @@ type daemon struct {
 	r    *rig
 	name string
 	pid  string // its pid file
+	args []string
 	log  lockedBuffer
 
 	cmd    *exec.Cmd // nil while it does not run
@@ -162,8 +185,8 @@ type daemon struct {
 }
 
 // newDaemon has the daemon stopped when the test ends.
-func (r *rig) newDaemon(name, pid string) *daemon {
-	d := &daemon{r: r, name: name, pid: pid}
+func (r *rig) newDaemon(name, pid string, args ...string) *daemon {
+	d := &daemon{r: r, name: name, pid: pid, args: args}
 	r.t.Cleanup(d.stop)
 	return d
 }
@@ -186,7 +209,7 @@ func (r *rig) showLogs() {
 // start starts the daemon and waits until its pid file says that it serves.
 func (d *daemon) start() {
 	d.r.t.Helper()
-	cmd := exec.Command(filepath.Join(bin, d.name), "run")
+	cmd := exec.Command(filepath.Join(bin, d.name), append([]string{"run"}, d.args...)...)
 	cmd.Env = d.r.env()
 	cmd.Stdout, cmd.Stderr = &d.log, &d.log
 	// A test that is killed takes it along. The kernel watches the thread that
@@ -398,12 +421,18 @@ func (r *rig) waitPort(name, state string) {
 // checkPattern holds the file of a volume against what fill has made of it.
 func (r *rig) checkPattern(volume, line string) {
 	r.t.Helper()
-	data, err := os.ReadFile(r.image(volume))
+	r.checkImage(r.image(volume), line)
+}
+
+// checkImage is checkPattern for any file.
+func (r *rig) checkImage(path, line string) {
+	r.t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	want := bytes.Repeat(fmt.Appendf(nil, "%-31s\n", line), len(data)/32)
 	if len(data) == 0 || !bytes.Equal(data, want) {
-		r.t.Errorf("volume %s: its %d bytes are not lines of %q", volume, len(data), line)
+		r.t.Errorf("%s: its %d bytes are not lines of %q", filepath.Base(path), len(data), line)
 	}
 }
