@@ -313,7 +313,9 @@ func (c *Conn) Close(err error) {
 	c.set.conns[c.slot] = nil
 	c.set.free = append(c.set.free, c.slot)
 	c.set.count--
-	unix.Close(c.fd) // which takes it from the epoll set
+	// To close it is not enough where the socket has another descriptor: the set would go on with this one, and refuse it if it came again.
+	_ = unix.EpollCtl(c.set.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // it is in there
+	unix.Close(c.fd)
 	c.set.p.Defer(c)
 }
 

@@ -31,6 +31,8 @@ type association struct {
 	ctx    context.Context
 	report context.CancelCauseFunc
 
+	noAccess atomic.Bool // it has been logged that the controller cannot get at the namespace
+
 	lost atomic.Bool
 	safe atomic.Int64 // when nothing of it is in execution any more, as remote.now; 0: it is not lost yet
 
@@ -38,7 +40,7 @@ type association struct {
 	idle []*host.Socket // of lanes that have ended, or have given one back
 	owed bool           // a lane has been asked for one that it does not need
 
-	few bool // it has been logged that there are few; for keep
+	few, turns bool // it has been logged that there are few, and that lanes take turns; for keep
 }
 
 // connectLimit is how long it may take to make an association, beside the limits

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/fabrics/host"
-	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 )
 
@@ -155,32 +154,36 @@ func (r *remote) list() []*lane {
 }
 
 // connectLanes gives every lane as many connections of a as it is to have: first
-// one to each, then a second, and so on. That there are fewer is none of an
-// error, as long as each lane has one.
+// one to each, then a second, and so on. If there are not enough for one to each,
+// lanes that have something to send take turns.
 func (r *remote) connectLanes(a *association) error {
 	lanes := r.list()
+	for _, l := range lanes {
+		if l.given != a {
+			l.given, l.count = a, 0
+		}
+	}
+	slices.SortStableFunc(lanes, func(x, y *lane) int { return x.turn - y.turn })
+	turns := len(lanes) > int(a.queues)
 	for n := range r.queues {
 		for _, l := range lanes {
-			if l.given != a {
-				l.given, l.count = a, 0
-			}
-			if l.count > n {
+			if l.count > n || turns && !l.hungry.Load() {
 				continue
 			}
 			s, err := a.socket(r)
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
-			case s == nil && n == 0:
-				return r.takeBack(a, lanes)
-			case s == nil:
-				if !a.few {
-					a.few = true
-					r.log.Warn("the remote grants fewer connections than queues= wants", "remote", r.addr, "granted", a.queues)
+			}
+			if s == nil {
+				r.tellFew(a, turns)
+				if n == 0 {
+					r.takeBack(a, lanes)
 				}
 				return nil
 			}
+			r.turns++
 			l.count++
+			l.turn = r.turns
 			if err := l.p.Post(func() { l.attach(a, s) }); err != nil {
 				a.park(s)
 			}
@@ -189,20 +192,29 @@ func (r *remote) connectLanes(a *association) error {
 	return nil
 }
 
-// takeBack has the lane with most connections give one back, for a lane that has
-// none. It parks it when nothing is in flight on it, and has keep look again.
-func (r *remote) takeBack(a *association, lanes []*lane) error {
-	most := slices.MaxFunc(lanes, func(x, y *lane) int { return x.count - y.count })
-	if most.count <= 1 {
-		return fault.Errorf(fault.Unsupported, "", "", "more pollers use the volume than the controller has I/O queues for a host, %d", a.queues)
+// tellFew logs, once each, that there are fewer connections than are wanted.
+func (r *remote) tellFew(a *association, turns bool) {
+	switch {
+	case turns && !a.turns:
+		a.turns = true
+		r.log.Warn("the remote grants fewer connections than there are pollers: they take turns", "remote", r.addr, "granted", a.queues)
+	case !turns && !a.few:
+		a.few = true
+		r.log.Warn("the remote grants fewer connections than queues= wants", "remote", r.addr, "granted", a.queues)
 	}
-	if a.owe() {
+}
+
+// takeBack has the lane with most connections, or one of those that have theirs
+// for the longest time, give one back, for a lane that has none. It parks it when
+// nothing is in flight on it, and has keep look again.
+func (r *remote) takeBack(a *association, lanes []*lane) {
+	most := slices.MaxFunc(lanes, func(x, y *lane) int { return x.count - y.count })
+	if most.count > 0 && a.owe() {
 		most.count--
 		if most.p.Post(func() { most.giveBack(a) }) != nil {
 			a.settle()
 		}
 	}
-	return nil
 }
 
 // lose ends an association. Lanes keep what was in flight on it. Some

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,12 +27,19 @@ type lane struct {
 	set   *tcp.Set
 	users int
 
-	given *association // whose connections it was given last, and how many; for keep
+	// For keep: whose connections it was given last, and how many it has; and when
+	// that was, among all lanes.
+	given *association
 	count int
+	turn  int
+
+	// hungry: there is something to send, and no connection.
+	hungry atomic.Bool
 
 	a      *association
-	wires  []*wire // connections of a, in order of use
-	giving *wire   // is given back when nothing is in flight on it
+	wires  []*wire      // connections of a, in order of use
+	asked  *association // wants a connection back; nil: none does
+	giving *wire        // is given back when nothing is in flight on it
 
 	memory []byte // of all ops
 	ops    []op
@@ -42,6 +51,7 @@ type lane struct {
 
 	kicked bool
 	ended  bool
+	timed  bool   // look follows
 	kick   func() // look, made once
 	sweep  func()
 }
@@ -83,6 +93,7 @@ func (l *lane) leave() {
 		return
 	}
 	l.ended = true
+	l.hand()
 	delete(l.r.lanes, l.p)
 	if l.giving != nil {
 		l.wires = append(l.wires, l.giving)
@@ -125,7 +136,16 @@ func (l *lane) attach(a *association, s *host.Socket) {
 		return
 	}
 	l.a, l.wires = a, append(l.wires, w)
+	l.hungry.Store(false)
 	l.look()
+}
+
+// starve has keep find a connection for the lane, which has something to send
+// and none.
+func (l *lane) starve() {
+	if len(l.wires) == 0 && !l.hungry.Swap(true) {
+		l.r.wantWork()
+	}
 }
 
 // drop has nothing more be sent on a connection that has broken.
@@ -143,10 +163,24 @@ func (l *lane) settle() {
 	l.r.wantWork()
 }
 
-// giveBack gives one of several connections of a back, when nothing is in flight
-// on it.
+// giveBack has a connection of a be given back when what waits has been sent, and
+// nothing is in flight on it.
 func (l *lane) giveBack(a *association) {
-	if l.ended || l.a != a || len(l.wires) < 2 {
+	l.asked = a
+	l.look()
+	if l.ended {
+		l.hand()
+	}
+}
+
+// hand begins to give back a connection, if one is asked for.
+func (l *lane) hand() {
+	a := l.asked
+	if a == nil {
+		return
+	}
+	l.asked = nil
+	if l.ended || l.a != a || len(l.wires) == 0 {
 		a.settle()
 		l.r.wantWork()
 		return
@@ -154,6 +188,7 @@ func (l *lane) giveBack(a *association) {
 	l.giving = l.wires[0]
 	l.wires = slices.Delete(l.wires, 0, 1)
 	l.give()
+	l.look() // without a connection it may want one again
 }
 
 // give parks the connection that is to be given back, if it is at rest.
@@ -260,13 +295,18 @@ func (l *lane) cancel(r *volume.Request) {
 // pathStatus is the status of what fails for want of a connection.
 const pathStatus = nvme.StatusHostPathingError
 
-// Run implements poller.Runnable: it sends what can be sent, and ends what
-// cannot.
+// Run implements poller.Runnable: it does what there is to do.
 func (l *lane) Run() {
 	l.kicked = false
 	if l.ended {
 		return
 	}
+	l.dispatch()
+	l.hand()
+}
+
+// dispatch sends what can be sent, and ends what cannot.
+func (l *lane) dispatch() {
 	failing := len(l.wires) == 0 && l.r.failing()
 	l.resume(failing)
 	for l.head < len(l.waiting) {
@@ -285,6 +325,7 @@ func (l *lane) Run() {
 		default:
 			w := l.pick()
 			if w == nil {
+				l.starve()
 				return
 			}
 			l.begin(r, w)
@@ -300,6 +341,9 @@ func (l *lane) resume(failing bool) {
 		switch given := failing || status(o.request) != nvme.StatusSuccess; {
 		case !o.safe(now):
 			keep = append(keep, o)
+		case !given && now < o.again:
+			keep = append(keep, o)
+			l.lookLater()
 		case o.a != nil && o.changes() && l.r.resubmit == resubmitNever:
 			o.end(pathStatus | nvme.StatusDNR)
 		case given:
@@ -307,11 +351,31 @@ func (l *lane) resume(failing bool) {
 		default:
 			if w := l.pick(); w == nil || !o.send(w) {
 				keep = append(keep, o)
+				l.starve()
 			}
 		}
 	}
 	clear(l.lost[len(keep):])
 	l.lost = keep
+}
+
+// accessPause is how long a command waits that is sent again because the
+// controller could not get at the namespace.
+const accessPause = 100 * time.Millisecond
+
+// lookLater has look follow when commands that wait for access can be sent.
+func (l *lane) lookLater() {
+	if l.timed {
+		return
+	}
+	l.timed = true
+	time.AfterFunc(accessPause, func() {
+		// The poller may have stopped: then so has the lane.
+		_ = l.p.Post(func() {
+			l.timed = false
+			l.look()
+		})
+	})
 }
 
 // queue is a controller's share of a lane.

@@ -67,6 +67,10 @@ type op struct {
 	wire    *wire        // it is in flight on; nil: on none
 	began   time.Duration
 	tries   int // that the transport has spoiled
+
+	// As remote.now: since when it has waited because the controller cannot get
+	// at the namespace, 0: it has not; and when it is sent again.
+	held, again int64
 }
 
 // maxTries is how often the transport may spoil a command that is then sent
@@ -96,7 +100,7 @@ func (l *lane) begin(r *volume.Request, w *wire) {
 	o := l.free[len(l.free)-1]
 	l.free = l.free[:len(l.free)-1]
 	n := min(left, most)
-	o.request, o.at, o.a, o.tries = r, r.Scratch[0], nil, 0
+	o.request, o.at, o.a, o.tries, o.held, o.again = r, r.Scratch[0], nil, 0, 0, 0
 	r.Scratch[0] += max(n, 1)
 	r.Scratch[1]++
 	o.compose(n)
@@ -195,6 +199,9 @@ func (o *op) Run() {
 		o.tries++
 		o.a = nil // it has ended
 		l.lost = append(l.lost, o)
+	case noAccess(c.Status) && o.hold():
+		o.a = nil
+		l.lost = append(l.lost, o)
 	case c.Status.Code() == nvme.StatusSuccess && o.request.Op == volume.Read:
 		before := l.p.Touch(o)
 		o.copy(false)
@@ -208,6 +215,28 @@ func (o *op) Run() {
 	if len(l.lost) > 0 || l.head < len(l.waiting) {
 		l.look()
 	}
+}
+
+// noAccess reports whether a command has failed because the controller could not
+// get at the namespace now: statuses of the path, but for the one that says that
+// it never will (NVMe Base, "Path Related Status").
+func noAccess(st nvme.Status) bool {
+	return st.SCT() == nvme.StatusInternalPathError.SCT() && st.Code() != nvme.StatusANAPersistentLoss && !st.DNR()
+}
+
+// hold has the command sent again in a while; false: it has waited as long as it
+// may.
+func (o *op) hold() bool {
+	r := o.l.r
+	now := r.now()
+	if o.held == 0 {
+		o.held = now
+		if o.l.a != nil && !o.l.a.noAccess.Swap(true) {
+			r.log.Warn("the remote cannot get at the namespace now: commands wait", "remote", r.addr, "status", o.command.Status)
+		}
+	}
+	o.again = now + int64(accessPause)
+	return r.fastIOFail < 0 || now-o.held < int64(r.fastIOFail)
 }
 
 // Faulted implements poller.Toucher: the guest has taken its memory away.

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/leapio/leapio/lib/fabrics/target"
@@ -216,5 +217,78 @@ func TestAllocations(t *testing.T) {
 		if least > 0 || p.req.Status != nvme.StatusSuccess {
 			t.Errorf("%v: %v allocations in 20 requests, want 0; status %v", op, least, p.req.Status)
 		}
+	}
+}
+
+// TestTurns: pollers without a connection of their own take turns, and each gets
+// on, whatever the others want.
+func TestTurns(t *testing.T) {
+	for _, granted := range []int{1, 2} {
+		s := newLimitedServer(t, shape, target.Limits{Queues: granted})
+		var lines log
+		r := openIn(t, &volumetest.Env{Log: slog.New(slog.NewTextHandler(&lines, nil))}, patientSpec(s.addr, "queues", "2"))
+		var clients []*volumetest.Client
+		for range 3 {
+			clients = append(clients, volumetest.Connect(t, r, cfg))
+		}
+		load(t, clients, 10, 15)()
+		if r.Err() != nil {
+			t.Error(r.Err())
+		}
+		if n := lines.count("take turns"); n != 1 {
+			t.Errorf("%d connections: that pollers take turns is logged %d times, want once", granted, n)
+		}
+		total := 0
+		for _, n := range connections(r, clients) {
+			total += n
+		}
+		if total > granted {
+			t.Errorf("lanes have %d connections, %d are granted", total, granted)
+		}
+	}
+}
+
+// TestNoAccess: commands wait while the controller cannot get at the namespace,
+// as long as fast-io-fail lets them, and not at all where it never will.
+func TestNoAccess(t *testing.T) {
+	for _, tt := range []struct {
+		fastIOFail string
+		status     nvme.Status
+		want       nvme.Status
+		times      int32 // that the status is given
+	}{
+		{"off", nvme.StatusANATransition, nvme.StatusSuccess, 5},
+		{"1h", nvme.StatusANAInaccessible, nvme.StatusSuccess, 2},
+		{"off", nvme.StatusInternalPathError, nvme.StatusSuccess, 1},
+		{"10ms", nvme.StatusANATransition, nvme.StatusANATransition, 1 << 30},
+		{"off", nvme.StatusANATransition | nvme.StatusDNR, nvme.StatusANATransition | nvme.StatusDNR, 1 << 30},
+		{"off", nvme.StatusANAPersistentLoss, nvme.StatusANAPersistentLoss, 1 << 30},
+	} {
+		t.Run(tt.fastIOFail+" "+tt.status.String(), func(t *testing.T) {
+			var given, seen atomic.Int32
+			f := &foreign{mischief: func(q *foreignQueue, e *nvme.SQE) bool {
+				if q.enabled || e.Opcode != uint8(nvme.IOWrite) {
+					return false
+				}
+				seen.Add(1)
+				return given.Add(1) <= tt.times && q.respond(e.CID, tt.status, 0, 0)
+			}}
+			f.start(t)
+			var lines log
+			r := openIn(t, &volumetest.Env{Log: slog.New(slog.NewTextHandler(&lines, nil))}, spec(f.addr, "fast-io-fail", tt.fastIOFail, "keep-alive", "1m"))
+			c := volumetest.Connect(t, r, cfg)
+			mem := volumetest.NewMemory(t, 4096)
+			req := volume.Request{Op: volume.Write, Length: 4096, Segments: mem.Segments(0, 4096)}
+			if st := c.Do(t.Context(), &req); st != tt.want {
+				t.Errorf("the write ends with %v, want %v", st, tt.want)
+			}
+			waits := tt.status != tt.want || tt.fastIOFail == "10ms"
+			if n := lines.count("cannot get at the namespace"); n > 1 || n == 1 != waits {
+				t.Errorf("it is logged %d times", n)
+			}
+			if tt.want == nvme.StatusSuccess && seen.Load() != tt.times+1 {
+				t.Errorf("the write was sent %d times, want %d", seen.Load(), tt.times+1)
+			}
+		})
 	}
 }

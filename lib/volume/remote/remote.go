@@ -328,6 +328,8 @@ type remote struct {
 
 	changes chan struct{} // Err or Found may have changed
 
+	turns int // connections that lanes were given; for keep
+
 	// down is since when there has been no association, as now; 0: there is one.
 	down atomic.Int64
 	dead atomic.Bool // ctrl-loss-timeout has passed
