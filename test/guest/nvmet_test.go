@@ -38,6 +38,7 @@ mount -t configfs configfs /sys/kernel/config
 cd /sys/kernel/config/nvmet
 sub=$PWD/subsystems/` + nvmetNQN + `
 mkdir $sub hosts/` + nvmetHost + `
+[ -z "$queues" ] || echo $queues >$sub/attr_qid_max
 ln -s $PWD/hosts/` + nvmetHost + ` $sub/allowed_hosts/` + nvmetHost + `
 i=0
 for disk in /dev/vda /dev/vdb; do
@@ -82,8 +83,9 @@ type nvmet struct {
 	qemu   *qmp
 }
 
-// newNvmet makes the files of a target with that kernel and starts it.
-func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
+// newNvmet makes the files of a target with that kernel and starts it. It grants
+// that many I/O queues, or if that is empty as many as it does by itself.
+func (r *rig) newNvmet(kernel guest.Kernel, queues string, size int64) *nvmet {
 	r.t.Helper()
 	n := &nvmet{r: r, ports: [2]int{freePort(r.t), freePort(r.t)}}
 	dir := filepath.Dir(r.paths.Run)
@@ -101,7 +103,7 @@ func (r *rig) newNvmet(kernel guest.Kernel, size int64) *nvmet {
 		args = append(args, "-drive", fmt.Sprintf("if=none,format=raw,discard=unmap,id=disk%d,file=%s", i, n.images[i]),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,logical_block_size=%d,physical_block_size=4096", i, block))
 	}
-	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: nvmetJob}
+	n.cfg = guest.Config{Kernel: kernel, QEMUArgs: args, Reboot: true, Timeout: 5 * time.Minute, Job: "queues=" + queues + nvmetJob}
 	n.start()
 	return n
 }
@@ -137,40 +139,37 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// What remote volumes cannot do yet is not asked of them: to follow a change of
-// the namespace's size, and to wait while it cannot be accessed (Asymmetric
-// Namespace Access Transition).
-const (
-	followsSize    = true
-	waitsForAccess = false
-)
-
 // A machine's drive has its blocks with a target that is not ours, that of the
 // Linux kernel. It is looked at, ends its associations, reboots, and loses its
 // power, while fio checks all that it reads.
 func TestNvmet(t *testing.T) {
-	kernels := []guest.Kernel{guest.KernelBackports}
-	if all {
-		kernels = append(kernels, guest.KernelCloud)
-	}
-	for _, kernel := range kernels {
-		t.Run(string(kernel), func(t *testing.T) { testNvmet(t, kernel) })
+	for _, test := range []struct {
+		name   string
+		kernel guest.Kernel
+		queues string // I/O queues that the target grants; empty: as it does by itself
+		all    bool   // among all only
+	}{
+		{"backports", guest.KernelBackports, "", false},
+		{"cloud", guest.KernelCloud, "", true},
+		{"one queue", guest.KernelBackports, "1", true}, // for two pollers
+	} {
+		if all || !test.all {
+			t.Run(test.name, func(t *testing.T) { testNvmet(t, test.kernel, test.queues) })
+		}
 	}
 }
 
-func testNvmet(t *testing.T, kernel guest.Kernel) {
+func testNvmet(t *testing.T, kernel guest.Kernel, queues string) {
 	r := newRig(t, twoPollers()...)
 	const size = 64 << 20
-	n := r.newNvmet(kernel, size)
+	n := r.newNvmet(kernel, queues, size)
 	r.lookAtNvmet(n)
 	create := "leap-soc volume create far%d remote keep-alive=2s reconnect-delay=500ms host-nqn=" + nvmetHost + " %s addr=%s"
 	r.leap(fmt.Sprintf(create, 1, "hdr-digest=on data-digest=on", n.url(1)))
 	r.leap(fmt.Sprintf(create, 2, "", n.url(2)))
 	r.leap("leap-qmap map vm1 far1 far2")
 	end := int64(size)
-	if followsSize {
-		end += 32 << 20
-	}
+	end += 32 << 20
 	// The guest waits longer than a target needs to boot on a busy machine.
 	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{Append: "nvme_core.io_timeout=120", Timeout: 5 * time.Minute, Job: fmt.Sprintf("end=%d", end) + `
 drives 2
@@ -207,16 +206,12 @@ filled $b 'all is well'
 healthy 'ommand line' # which names a timeout
 `}})
 	r.line(vm, "^small$")
-	if followsSize {
-		n.grow(end)
-	}
+	n.grow(end)
 	r.line(vm, "^busy$")
 	time.Sleep(2 * time.Second)
-	if waitsForAccess {
-		r.send(n.vm, "access change")
-		time.Sleep(2 * time.Second)
-		r.send(n.vm, "access optimized")
-	}
+	r.send(n.vm, "access change")
+	time.Sleep(2 * time.Second)
+	r.send(n.vm, "access optimized")
 	r.send(n.vm, "hide")
 	r.waitRemotes("failed")
 	time.Sleep(time.Second)
