@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -203,7 +204,7 @@ func TestEveryCut(t *testing.T) {
 				return x.pdu[:min(offset, len(x.pdu))], true
 			})
 			n.p.cut()
-			waitFor(t, "an association", func() bool { return n.r.Err() == nil })
+			fabricstest.WaitFor(t, "an association", func() bool { return n.r.Err() == nil })
 			work()
 			mu.Lock()
 			if cuts++; !done {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/volumetest"
@@ -66,7 +67,7 @@ func TestGrowth(t *testing.T) {
 	for i := range uint64(5) {
 		size := shape.Size + (i+1)<<20
 		s.reshape(size)
-		waitFor(t, "the offer", func() bool { return r.Found().Size == size })
+		fabricstest.WaitFor(t, "the offer", func() bool { return r.Found().Size == size })
 		if got := r.Info().Size; got != size-1<<20 {
 			t.Fatalf("the volume has %d bytes before the offer is taken", got)
 		}
@@ -87,7 +88,7 @@ func TestGrowth(t *testing.T) {
 	for _, on := range []bool{true, false} {
 		ns.SetProtected(on)
 		s.follow()
-		waitFor(t, "the offer", func() bool { return r.Found().ReadOnly == on })
+		fabricstest.WaitFor(t, "the offer", func() bool { return r.Found().ReadOnly == on })
 	}
 	if r.Err() != nil {
 		t.Error(r.Err())
@@ -117,7 +118,7 @@ func TestOther(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.do()
-			waitFor(t, "the volume to fail", func() bool { return r.Err() != nil && strings.Contains(r.Err().Error(), tt.want) })
+			fabricstest.WaitFor(t, "the volume to fail", func() bool { return r.Err() != nil && strings.Contains(r.Err().Error(), tt.want) })
 			if strings.Contains(r.Err().Error(), "connection was lost") {
 				t.Errorf("the reason: %v", r.Err())
 			}
@@ -125,7 +126,7 @@ func TestOther(t *testing.T) {
 				t.Errorf("I/O ends with %v", st)
 			}
 			tt.undo()
-			waitFor(t, "the volume to be ready", func() bool { return r.Err() == nil })
+			fabricstest.WaitFor(t, "the volume to be ready", func() bool { return r.Err() == nil })
 			if st := flush(); st != nvme.StatusSuccess {
 				t.Errorf("I/O ends with %v afterwards", st)
 			}

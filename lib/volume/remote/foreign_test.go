@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -63,7 +64,7 @@ const foreignSize = 4 << 20
 // start serves connections until the test ends; then no goroutine is left.
 func (f *foreign) start(t testing.TB) *foreign {
 	t.Helper()
-	goroutines, fds := runtime.NumGoroutine(), descriptors(t)
+	goroutines, fds := runtime.NumGoroutine(), fabricstest.Descriptors(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -119,8 +120,8 @@ func (f *foreign) start(t testing.TB) *foreign {
 		}
 		f.mu.Unlock()
 		f.wg.Wait()
-		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
-		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= fds })
+		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= fds })
 	})
 	return f
 }
@@ -546,7 +547,7 @@ func TestMute(t *testing.T) {
 	o := &counter{done: make(chan struct{}), left: 1}
 	req.Owner = o
 	c.On(func() { c.Queue.Submit(&req) })
-	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	fabricstest.WaitFor(t, "the loss", func() bool { return r.Err() != nil })
 	f.mute.Store(false)
 	<-o.done
 	if req.Status != nvme.StatusSuccess {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -57,7 +57,7 @@ func newServer(t testing.TB, shape volume.Shape) *server {
 
 func newLimitedServer(t testing.TB, shape volume.Shape, limits target.Limits) *server {
 	t.Helper()
-	goroutines, before := runtime.NumGoroutine(), descriptors(t)
+	goroutines, before := runtime.NumGoroutine(), fabricstest.Descriptors(t)
 	s := &server{t: t, env: volumetest.NewEnv(t, t.TempDir()), uuid: nvme.NewUUID(), limits: limits, addr: netip.MustParseAddrPort("127.0.0.1:0")}
 	spec := &volume.Spec{Name: "m", Kind: "mem", Options: map[string]string{"size": fmt.Sprint(shape.Size), "block": fmt.Sprint(shape.Block)}}
 	var err error
@@ -70,9 +70,9 @@ func newLimitedServer(t testing.TB, shape volume.Shape, limits target.Limits) *s
 		if err := s.volume.Close(); err != nil {
 			t.Error(err)
 		}
-		waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 		// The environment keeps one for the memory.
-		waitFor(t, "descriptors to be closed", func() bool { return descriptors(t) <= before+1 })
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+1 })
 	})
 	return s
 }
@@ -108,7 +108,7 @@ func (s *server) start() {
 	})
 	var l *target.Listener
 	var err error
-	waitFor(s.t, "the address to be free", func() bool {
+	fabricstest.WaitFor(s.t, "the address to be free", func() bool {
 		l, err = s.target.Listen(1, s.addr)
 		return err == nil
 	})
@@ -154,23 +154,4 @@ func openIn(t testing.TB, env volume.Env, s *volume.Spec) *remote {
 		}
 	})
 	return v.(*remote)
-}
-
-// descriptors counts the open descriptors of this process.
-func descriptors(t testing.TB) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
-func waitFor(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waiting for %s: in vain", what)
-		}
-	}
 }

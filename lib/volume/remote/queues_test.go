@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -34,7 +35,7 @@ func TestQueues(t *testing.T) {
 	r := open(t, patientSpec(s.addr, "queues", "4"))
 	c := volumetest.Connect(t, r, cfg)
 	clients := []*volumetest.Client{c}
-	waitFor(t, "all connections", func() bool { return connections(r, clients)[0] == 4 })
+	fabricstest.WaitFor(t, "all connections", func() bool { return connections(r, clients)[0] == 4 })
 	mem := volumetest.NewMemory(t, 64<<10)
 	reqs := make([]volume.Request, 12)
 	o := &counter{done: make(chan struct{}), left: len(reqs)}
@@ -97,7 +98,7 @@ func TestFewQueues(t *testing.T) {
 	for _, want := range [][]int{{3}, {2, 1}, {1, 1, 1}} {
 		clients = append(clients, volumetest.Connect(t, r, cfg))
 		wait := load(t, clients, 5, 10)
-		waitFor(t, "a connection for each", func() bool {
+		fabricstest.WaitFor(t, "a connection for each", func() bool {
 			n := connections(r, clients)
 			for i := range n {
 				if n[i] != want[i] {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/leapio/leapio/lib/fabrics/fabricstest"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/volume"
@@ -46,7 +47,7 @@ func TestRestarts(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		s.stop()
 		s.start()
-		waitFor(t, "an association", func() bool { return r.Err() == nil })
+		fabricstest.WaitFor(t, "an association", func() bool { return r.Err() == nil })
 	}
 	wait()
 }
@@ -64,7 +65,7 @@ func TestCuts(t *testing.T) {
 			wait := load(t, clients, 10, 60)
 			time.Sleep(50 * time.Millisecond)
 			tt.do(p)
-			waitFor(t, "the loss", func() bool { return r.Err() != nil })
+			fabricstest.WaitFor(t, "the loss", func() bool { return r.Err() != nil })
 			wait()
 		})
 	}
@@ -102,7 +103,7 @@ func TestQuiesce(t *testing.T) {
 	write := volume.Request{Op: volume.Write, Offset: 8192, Length: 4096, Segments: mem.Segments(4096, 4096), Owner: first}
 	read.Owner = second
 	c.On(func() { c.Queue.Submit(&write); c.Queue.Submit(&read) })
-	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	fabricstest.WaitFor(t, "the loss", func() bool { return r.Err() != nil })
 	var lost *association
 	c.On(func() { lost = r.lanes[c.Poller].a })
 	c.On(func() { c.Queue.Cancel(&write) }) // no wish makes it end earlier
@@ -128,14 +129,14 @@ func TestFastFail(t *testing.T) {
 		t.Fatal(st)
 	}
 	s.stop()
-	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	fabricstest.WaitFor(t, "the loss", func() bool { return r.Err() != nil })
 	for range 3 { // the first while connections are still tried
 		if st := c.Do(t.Context(), &req); st != nvme.StatusHostPathingError {
 			t.Errorf("without the remote: %v", st)
 		}
 	}
 	s.start()
-	waitFor(t, "an association", func() bool { return r.Err() == nil })
+	fabricstest.WaitFor(t, "an association", func() bool { return r.Err() == nil })
 	if st := c.Do(t.Context(), &req); st != nvme.StatusSuccess {
 		t.Errorf("with the remote again: %v", st)
 	}
@@ -157,7 +158,7 @@ func TestCloseInUse(t *testing.T) {
 	r := open(t, quickSpec(s.addr, "ctrl-loss-timeout", "off"))
 	c := volumetest.Connect(t, r, cfg)
 	s.stop()
-	waitFor(t, "the loss", func() bool { return r.Err() != nil })
+	fabricstest.WaitFor(t, "the loss", func() bool { return r.Err() != nil })
 	o := &counter{done: make(chan struct{}), left: 1}
 	req := volume.Request{Op: volume.Flush, Owner: o}
 	c.On(func() { c.Queue.Submit(&req) })
@@ -228,7 +229,7 @@ func TestAway(t *testing.T) {
 	s.uuid = nvme.NewUUID()
 	s.stop()
 	s.start()
-	waitFor(t, "the other namespace", func() bool { err := r.Err(); return err != nil && strings.Contains(err.Error(), "another one") })
+	fabricstest.WaitFor(t, "the other namespace", func() bool { err := r.Err(); return err != nil && strings.Contains(err.Error(), "another one") })
 }
 
 // TestKnown: a volume of which the options say what it is can be made while its
