@@ -397,6 +397,7 @@ func (q *queue) Closed(err error) {
 func (q *queue) report(err error) {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, errDisconnect), errors.Is(err, errListenerClosed), errors.Is(err, errDisconnected), errors.Is(err, errAssociationEnded), errors.Is(err, errReset):
+	case errors.Is(err, unix.ECONNRESET) && q.running == 0: // some hosts end so
 	default:
 		q.l.seldom("connection ended", "peer", q.peer, "queue", q.id, "err", err)
 	}
