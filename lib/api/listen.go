@@ -8,10 +8,13 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +50,51 @@ func Listen(path, network string, mode fs.FileMode) (*net.UnixListener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// ListenControl makes the socket of a control API at path. Besides root and the
+// user of this process only the members of a group may connect, who may only read
+// (see Server). It is a name or a number; "": nobody else.
+func ListenControl(path, group string) (*net.UnixListener, error) {
+	gid, err := LookupGroup(group)
+	if err != nil {
+		return nil, err
+	}
+	l, err := Listen(path, "unix", 0o600)
+	if err != nil || gid == noGroup {
+		return l, err
+	}
+	if err = os.Chown(path, -1, gid); err == nil {
+		err = os.Chmod(path, 0o660)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// noGroup in the place of a group: none.
+const noGroup = -1
+
+// LookupGroup returns the number of a group, which is given by it or by a name; -1
+// for "". It is a not-found fault if there is none of that name.
+func LookupGroup(group string) (int, error) {
+	if group == "" {
+		return noGroup, nil
+	}
+	if gid, err := strconv.Atoi(group); err == nil && gid >= 0 {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return noGroup, fault.Errorf(fault.NotFound, "", "", "group %q: %w", group, err)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return noGroup, fmt.Errorf("group %q: %w", group, err)
+	}
+	return gid, nil
 }
 
 // bind makes the socket with the permissions mode minus the umask.

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -271,7 +272,7 @@ func NewServer(mux *http.ServeMux) *Server {
 	return &Server{
 		stop: stop,
 		http: http.Server{
-			Handler:           crashing(mux),
+			Handler:           crashing(guarded(mux)),
 			ReadHeaderTimeout: headerTimeout,
 			MaxHeaderBytes:    64 << 10,
 			ErrorLog:          slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn),
@@ -307,6 +308,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("calls were still under way: %w", err)
 	}
 	return nil
+}
+
+// guarded lets callers who are neither root nor the user of this process read
+// only. Who may connect at all is for the socket's permissions to say.
+func guarded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, known := CallerOf(r.Context())
+		if r.Method != http.MethodGet && (!known || c.UID != 0 && c.UID != uint32(os.Geteuid())) {
+			writeError(w, fault.Errorf(fault.Permission, "", "", "user %d may look, but change nothing", c.UID).
+				Hint("that is for root and the user of the daemon"))
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // crashing runs h where its panics end the process: net/http recovers those of

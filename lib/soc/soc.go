@@ -47,6 +47,7 @@ import (
 type Config struct {
 	Paths   api.Paths
 	Name    string // of the runtime; empty: api.DefaultRuntime
+	Group   string // whose members may look by the control API; "": nobody's
 	Version string
 	// CPUs has one poller pinned to each; empty: one poller that is not pinned.
 	CPUs []int
@@ -167,7 +168,7 @@ func (r *Runtime) run(ctx context.Context) error {
 		return err
 	}
 	defer pid.Close()
-	control, err := api.Listen(socket, "unix", 0o600)
+	control, err := api.ListenControl(socket, cfg.Group)
 	if err != nil {
 		return err
 	}

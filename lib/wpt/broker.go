@@ -63,6 +63,7 @@ type Broker struct {
 	version string
 	since   time.Time
 	limits  limits
+	group   string // see Config
 
 	pause time.Duration // for guests, when this program took over; else 0
 
@@ -106,7 +107,7 @@ func Open(config Config) (*Broker, error) { return open(config, defaultLimits) }
 
 func open(config Config, limits limits) (*Broker, error) {
 	b := &Broker{
-		log: config.Logger, paths: config.Paths, version: config.Version, since: time.Now(), limits: limits,
+		log: config.Logger, paths: config.Paths, version: config.Version, since: time.Now(), limits: limits, group: config.Group,
 		ended:    make(chan error, 1),
 		upgrades: make(chan string, 1),
 		failure:  config.failed,
@@ -156,7 +157,7 @@ func (b *Broker) start() (err error) {
 		return err
 	}
 	b.wg.Go(b.acceptLinks)
-	control, err := api.Listen(b.paths.WptSocket(), "unix", 0o600)
+	control, err := api.ListenControl(b.paths.WptSocket(), b.group)
 	if err != nil {
 		return err
 	}

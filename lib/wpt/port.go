@@ -390,14 +390,8 @@ func lookupOwner(owner string) (uid, gid int, mode fs.FileMode, err error) {
 	if !withGroup {
 		return uid, -1, 0o600, nil
 	}
-	if gid, err = strconv.Atoi(group); err != nil || gid < 0 {
-		g, err := user.LookupGroup(group)
-		if err != nil {
-			return 0, 0, 0, fault.Errorf(fault.NotFound, "", "", "owner %q: %w", owner, err)
-		}
-		if gid, err = strconv.Atoi(g.Gid); err != nil {
-			return 0, 0, 0, fmt.Errorf("owner %q: %w", owner, err)
-		}
+	if gid, err = api.LookupGroup(group); err != nil {
+		return 0, 0, 0, fault.New(0, "", "", fmt.Errorf("owner %q: %w", owner, err))
 	}
 	return uid, gid, 0o660, nil
 }

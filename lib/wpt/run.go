@@ -18,6 +18,7 @@ import (
 // Config is what leap-wpt is started with.
 type Config struct {
 	Paths   api.Paths
+	Group   string       // whose members may look by the control API; "": nobody's
 	Version string       // of this build, for the control API
 	Logger  *slog.Logger // default: slog.Default
 	Ready   func()       // called once everything serves; may be nil

@@ -35,6 +35,7 @@ func run() *cli.Command {
 		cpus           cpuList
 		setup          setupFlag
 		standby, check bool
+		group          string
 		host           hostLimits
 	)
 	mode := api.PollAdaptive
@@ -46,6 +47,7 @@ func run() *cli.Command {
 			{Name: "name", Arg: "NAME", Usage: "the name of this runtime, one of several; without it, soc", Value: cli.String(&name)},
 			{Name: "pollers", Arg: "CPULIST", Usage: "one poller on each of these CPUs, such as 2-5,8; without it, one on any", Value: &cpus},
 			{Name: "setup", Arg: "FILE", Usage: "what to make when it is ready, as apply does; without it, /etc/leapio/setup", Value: &setup},
+			{Name: "group", Arg: "GROUP", Usage: "whose members may look by the control API, and change nothing; without it, nobody's", Value: cli.String(&group)},
 			{Name: "standby", Usage: "wait for the end of the runtime of this name, and take over", Value: cli.Bool(&standby)},
 			{Name: "check", Usage: "say whether this program could be the runtime, and do nothing", Value: cli.Bool(&check)},
 			{Name: "poll", Arg: "adaptive|busy|interrupt", Usage: "what pollers do without work", Value: cli.Enum(&mode, api.PollAdaptive, api.PollBusy, api.PollInterrupt)},
@@ -68,7 +70,7 @@ func run() *cli.Command {
 			}
 			log := call.Logger("soc")
 			config := soc.Config{
-				Paths: paths, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Limits: limits, Standby: standby, Log: log,
+				Paths: paths, Group: group, Name: cmp.Or(name, api.DefaultRuntime), Version: cli.Version(), CPUs: cpus, Poll: poll, Limits: limits, Standby: standby, Log: log,
 				Ready: func() { command.NotifyReady(log) }, Succeeded: func(pid int) { command.NotifyMainPID(log, pid) },
 			}
 			if check {

@@ -13,12 +13,16 @@ import (
 )
 
 func run() *cli.Command {
-	var check bool
+	var (
+		check bool
+		group string
+	)
 	return &cli.Command{
 		Name:   "run",
 		Usage:  "be the broker, until TERM or INT",
 		Daemon: true,
 		Flags: []cli.Flag{
+			{Name: "group", Arg: "GROUP", Usage: "whose members may look by the control API, and change nothing; without it, nobody's", Value: cli.String(&group)},
 			{Name: "check", Usage: "say whether this program could be the broker, and do nothing", Value: cli.Bool(&check)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -28,7 +32,7 @@ func run() *cli.Command {
 			}
 			log := call.Logger("wpt")
 			config := wpt.Config{
-				Paths: paths, Version: cli.Version(), Logger: log,
+				Paths: paths, Group: group, Version: cli.Version(), Logger: log,
 				Ready: func() {
 					log.Info("ready", "socket", paths.WptSocket())
 					command.NotifyReady(log)
