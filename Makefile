@@ -52,11 +52,11 @@ lint: ## formatting, vet, staticcheck, manual pages
 
 unit: ## unit tests and the seeds of the fuzz targets
 	@echo '==> unit: every package, fuzz targets with their seeds'
-	go test ./...
+	go test -timeout 30m ./...
 
 race: ## the same under the race detector
 	@echo '==> race: every package under the race detector'
-	go test -race ./...
+	go test -race -timeout 30m ./...
 
 scripts: ## the command scripts, from scratch
 	@echo '==> scripts: the commands, run as users run them'
