@@ -172,7 +172,7 @@ func TestStateVersion4(t *testing.T) {
 	}
 	v4 := strings.Replace(stateV1, `"version": 1`, `"version": 4`, 1)
 	v4 = strings.Replace(v4, `"shared": true`, `"shared": true, "read_only": true, "write_protected": true`, 1)
-	v4 = strings.Replace(v4, "\t\t]\n\t}\n}", `], "listeners": [{"number": 3, "url": "tcp://127.0.0.1:1", "advertise": "192.0.2.1", "targets": ["s1"]}], "generation": 9}}`, 1)
+	v4 = strings.Replace(v4, "\t\t]\n\t}\n}", `], "listeners": [{"number": 3, "url": "tcp://127.0.0.9:1", "advertise": "192.0.2.1", "targets": ["s1"]}], "generation": 9}}`, 1)
 	if err := os.WriteFile(path, []byte(v4), 0o600); err != nil {
 		t.Fatal(err)
 	}
