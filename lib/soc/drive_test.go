@@ -29,7 +29,8 @@ type rig struct {
 	paths   api.Paths
 	log     *slog.Logger
 	lines   *testLog
-	pollers int  // of leap-soc
+	pollers int // of leap-soc
+	poll    poller.Mode
 	child   bool // daemons are processes of their own from their next start on
 	wpt     *daemon
 	soc     *daemon
@@ -127,7 +128,7 @@ func (r *rig) startSoc() {
 		r.startChild(ctx, "leap-soc", d)
 	} else {
 		go func() {
-			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, r.pollers)})
+			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: r.poll, CPUs: slices.Repeat([]int{-1}, r.pollers)})
 		}()
 	}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
