@@ -81,6 +81,10 @@ const (
 	firstLook = 50 * time.Microsecond
 	lastLook  = time.Millisecond
 
+	// longSleep is a sleep after which the next is taken to be as long: letting
+	// go of the processor is worth its cost then.
+	longSleep = 500 * time.Microsecond
+
 	ringEntries = 256
 	maxInFlight = 4096
 	maxDeferred = 1024
@@ -161,6 +165,7 @@ type Poller struct {
 	idle     int64  // since when there was no work, as Now; 0 while there is
 	idleTurn int64  // when the last turn without work ended
 	look     time.Duration
+	slow     bool // the last sleep was long
 	stop     bool
 	now      int64 // see Now; 0: to be read
 	busy     int64 // since when there has been work, as Now; 0: there was none, or none that asked
@@ -352,7 +357,15 @@ func (p *Poller) sleep() {
 		timeout = &ts
 	}
 	p.load.sleeps.Add(1)
-	n, err := epollWait(p.epoll, p.events[:], timeout)
+	began := p.clock()
+	var n int
+	var err error
+	if p.slow {
+		n, err = epollSleep(p.epoll, p.events[:], timeout)
+	} else {
+		n, err = epollWait(p.epoll, p.events[:], timeout)
+	}
+	p.slow = p.clock()-began > int64(longSleep)
 	if err != nil {
 		return // EINTR: look again
 	}

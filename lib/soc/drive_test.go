@@ -29,8 +29,9 @@ type rig struct {
 	paths   api.Paths
 	log     *slog.Logger
 	lines   *testLog
-	pollers int  // of leap-soc
-	child   bool // leap-soc is a process of its own from the next start on
+	pollers int // of leap-soc
+	poll    poller.Mode
+	child   bool // daemons are processes of their own from their next start on
 	wpt     *daemon
 	soc     *daemon
 }
@@ -40,6 +41,7 @@ type daemon struct {
 	cancel context.CancelFunc
 	done   chan error
 	kill   func() // by SIGKILL; nil where it is no process of its own
+	pid    int    // of its own; 0: none
 }
 
 // newRig starts both daemons.
@@ -47,6 +49,23 @@ func newRig(t testing.TB) *rig { return newRigOf(t, 1) }
 
 // newRigOf starts both daemons, leap-soc with so many pollers.
 func newRigOf(t testing.TB, pollers int) *rig {
+	t.Helper()
+	r := newFolders(t, pollers)
+	r.start()
+	return r
+}
+
+// newProcesses starts both daemons as processes of their own.
+func newProcesses(t testing.TB, pollers int) *rig {
+	t.Helper()
+	r := newFolders(t, pollers)
+	r.child = true
+	r.start()
+	return r
+}
+
+// newFolders makes a rig in which nothing runs.
+func newFolders(t testing.TB, pollers int) *rig {
 	t.Helper()
 	run, err := os.MkdirTemp("", "leap") // t.TempDir is too long for a socket
 	if err != nil {
@@ -58,18 +77,28 @@ func newRigOf(t testing.TB, pollers int) *rig {
 		t.Fatal(err)
 	}
 	lines := &testLog{t: t}
-	r := &rig{t: t, paths: paths, pollers: pollers, log: slog.New(slog.NewTextHandler(lines, nil)), lines: lines}
+	return &rig{t: t, paths: paths, pollers: pollers, log: slog.New(slog.NewTextHandler(lines, nil)), lines: lines}
+}
+
+// start starts both daemons, until the end of the test.
+func (r *rig) start() {
+	r.t.Helper()
 	r.startWpt()
-	t.Cleanup(func() { r.stopWpt() })
+	r.t.Cleanup(func() { r.stopWpt() })
 	r.startSoc()
-	t.Cleanup(r.stopSoc)
-	return r
+	r.t.Cleanup(r.stopSoc)
 }
 
 // startWpt starts leap-wpt and waits until it serves.
 func (r *rig) startWpt() {
 	r.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	if r.child {
+		r.wpt = &daemon{cancel: cancel, done: make(chan error, 1)}
+		r.startChild(ctx, "leap-wpt", r.wpt)
+		r.eventually("leap-wpt answers", func() bool { return r.paths.Wpt().Get(ctx, "/v1/ports", new(api.List[api.Port])) == nil })
+		return
+	}
 	ready := make(chan struct{})
 	r.wpt = &daemon{cancel: cancel, done: make(chan error, 1)}
 	go func() {
@@ -96,10 +125,10 @@ func (r *rig) startSoc() {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemon{cancel: cancel, done: make(chan error, 1)}
 	if r.child {
-		r.startChild(ctx, d)
+		r.startChild(ctx, "leap-soc", d)
 	} else {
 		go func() {
-			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, r.pollers)})
+			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: r.poll, CPUs: slices.Repeat([]int{-1}, r.pollers)})
 		}()
 	}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {

@@ -26,10 +26,13 @@ import (
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/soc"
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
+	"github.com/leapio/leapio/lib/wpt"
 )
 
-// Environment of a test binary that is to be leap-soc.
+// Environment of a test binary that is to be leap-soc, or the daemon that is
+// named.
 const (
+	envDaemon  = "LEAPIO_TEST_DAEMON"
 	envRun     = "LEAPIO_TEST_RUN"
 	envState   = "LEAPIO_TEST_STATE"
 	envPollers = "LEAPIO_TEST_POLLERS"
@@ -46,20 +49,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runChild is leap-soc until SIGTERM.
+// runChild is a daemon until SIGTERM.
 func runChild() error {
 	paths, err := api.NewPaths(os.Getenv(envRun), os.Getenv(envState))
 	if err != nil {
 		return err
 	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if os.Getenv(envDaemon) == "leap-wpt" {
+		return wpt.Run(context.Background(), wpt.Config{Paths: paths, Logger: log})
+	}
 	pollers, err := strconv.Atoi(os.Getenv(envPollers))
 	if err != nil {
 		return err
 	}
-	config := soc.Config{
-		Paths: paths, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, pollers),
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	}
+	config := soc.Config{Paths: paths, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, pollers), Log: log}
 	if slices.Contains(os.Args, "--check") {
 		program, err := soc.Check(config)
 		if err != nil {
@@ -72,19 +76,20 @@ func runChild() error {
 	return soc.Run(ctx, config)
 }
 
-// startChild starts leap-soc as a process of its own, which ends with ctx.
-func (r *rig) startChild(ctx context.Context, d *daemon) {
+// startChild starts a daemon as a process of its own, which ends with ctx.
+func (r *rig) startChild(ctx context.Context, name string, d *daemon) {
 	r.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers))
+	cmd.Env = append(os.Environ(), envDaemon+"="+name, envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers))
 	cmd.Stderr = os.Stderr // a pipe to us would be held by its successors
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	d.pid = cmd.Process.Pid
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	killed := false
 	d.kill = func() {

@@ -342,6 +342,35 @@ func TestStall(t *testing.T) {
 	f.identify(t, idle)
 }
 
+// TestQuiet: connections on which nothing is under way wake no poller, and are watched again once something is.
+func TestQuiet(t *testing.T) {
+	f := start(t, Limits{Patience: 200 * time.Millisecond})
+	admin := f.enabled(t, fabricstest.Options{})
+	q := f.io(t, admin, fabricstest.Options{}, 1, 0)
+	sleeps := func() (n uint64) {
+		for _, p := range f.target.cfg.Pollers {
+			n += p.Load().Sleeps
+		}
+		return n
+	}
+	for range 2 {
+		fabricstest.WaitFor(t, "pollers that sleep", func() bool {
+			before := sleeps()
+			time.Sleep(200 * time.Millisecond) // sweeps would come four times
+			return sleeps() == before
+		})
+		f.identify(t, admin)
+	}
+	w := fabricstest.Request{SQE: rw(nvme.IOWrite, 1, 0, 65536), To: make([]byte, 65536)}
+	q.Start(&w)
+	if pdu, err := q.Receive(); err != nil || pdu.Type != fabrics.TypeR2T {
+		t.Fatalf("%+v, %v", pdu, err)
+	}
+	if _, err := q.Receive(); err == nil {
+		t.Error("something was sent")
+	}
+}
+
 // TestAbort: commands that the volume holds, and that it does not let go.
 func TestAbort(t *testing.T) {
 	f := start(t, Limits{})

@@ -50,11 +50,13 @@ func (d *discovery) timeout() time.Duration {
 	return (kato + keepAliveUnit - 1) / keepAliveUnit * keepAliveUnit
 }
 
-// expire ends the association if the host has sent nothing for too long.
-func (d *discovery) expire() {
-	if d.a.admin.on.p.Now()-d.last > d.timeout() {
+// expire ends the association if the host has sent nothing for too long, and returns when to look again.
+func (d *discovery) expire() time.Duration {
+	left := d.timeout() - (d.a.admin.on.p.Now() - d.last)
+	if left < 0 {
 		d.a.end(errKeepAlive)
 	}
+	return max(left, time.Second)
 }
 
 // discoveryCommands is the table of commands that discovery controllers have (NVMe Base, "Discovery Controller", admin commands).

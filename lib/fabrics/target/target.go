@@ -21,7 +21,6 @@
 package target
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,8 +76,6 @@ type Target struct {
 	lastCNTLID   uint16   // of a discovery controller
 	closed       bool
 	numbers      atomic.Uint64
-	sweeper      context.CancelFunc
-	swept        chan struct{}
 }
 
 // shard is the target's part on one poller.
@@ -90,7 +87,9 @@ type shard struct {
 	// strangers is what connections hold that belong to no host that was let in: before Connect, and of discovery controllers.
 	strangers account
 	// queues are those on this poller.
-	queues map[*queue]bool
+	queues   map[*queue]bool
+	patience time.Duration
+	sweeper  *time.Timer // has the poller sweep
 }
 
 // New returns a target without listeners.
@@ -123,19 +122,22 @@ func (t *Target) start() error {
 		}
 		t.shards = append(t.shards, s)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	t.sweeper, t.swept = cancel, make(chan struct{})
-	go t.sweep(ctx, t.shards)
 	return nil
 }
 
 func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
-	s := &shard{index: index, p: p, queues: make(map[*queue]bool), strangers: account{stranger: true}}
+	s := &shard{index: index, p: p, queues: make(map[*queue]bool), strangers: account{stranger: true}, patience: limits.Patience}
 	var err error
 	if s.pool, err = newPool(p, limits.Memory, limits.Share); err != nil {
 		return nil, err
 	}
-	if doErr := p.Do(func() { s.set, err = tcp.NewSet(p) }); doErr != nil {
+	doErr := p.Do(func() {
+		if s.set, err = tcp.NewSet(p); err == nil {
+			sweep := s.sweep
+			s.sweeper = time.AfterFunc(0, func() { _ = p.Post(sweep) }) // a poller that has stopped has no connections any more
+		}
+	})
+	if doErr != nil {
 		err = doErr
 	}
 	if err != nil {
@@ -149,44 +151,39 @@ func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
 func (t *Target) stop() {
 	for _, s := range t.shards {
 		_ = s.p.Do(s.set.Close)
+		s.sweeper.Stop()
 		s.pool.close()
 	}
 	t.shards = nil
 }
 
-// sweep drops peers that have stalled, until ctx ends.
-func (t *Target) sweep(ctx context.Context, shards []*shard) {
-	defer close(t.swept)
-	tick := time.NewTicker(min(time.Second, t.limits.Patience/4+1))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		t.mu.Lock()
-		idle := t.connections == 0
-		t.mu.Unlock()
-		if idle {
-			continue // nobody is woken for nothing
-		}
-		for _, s := range shards {
-			_ = s.p.Post(func() { s.sweep(t.limits.Patience) })
-		}
-	}
-}
+// stir has the poller sweep soon: something has happened on a connection.
+func (s *shard) stir() { s.sweeper.Reset(min(time.Second, s.patience/4+1)) }
 
-// sweep drops peers of this shard that have stalled. It is called on its poller.
-func (s *shard) sweep(patience time.Duration) {
-	s.set.Sweep(patience)
+// sweep drops peers that have stalled, and sees to the next sweep: soon if there are some that may stall, else when something happens.
+// Connections on which nothing is under way wake nobody. It is called on the poller.
+func (s *shard) sweep() {
+	soon, next := s.set.Sweep(s.patience), time.Duration(0)
 	for q := range s.queues {
-		if q.progress < joining && s.p.Now()-q.since > patience {
-			q.conn.Close(tcp.ErrStalled) // however it drips
+		if q.progress < joining {
+			soon = true
+			if s.p.Now()-q.since > s.patience {
+				q.conn.Close(tcp.ErrStalled) // however it drips
+			}
 		}
 		if q.id == 0 && q.a != nil && q.a.discovery != nil {
-			q.a.discovery.expire()
+			if left := q.a.discovery.expire(); next == 0 || left < next {
+				next = left
+			}
 		}
+	}
+	if soon {
+		s.stir()
+		return
+	}
+	s.set.OnStir(s.stir)
+	if next > 0 {
+		s.sweeper.Reset(next)
 	}
 }
 
@@ -250,17 +247,11 @@ func (t *Target) Close() {
 	for l := range t.listeners {
 		list = append(list, l)
 	}
-	sweeper := t.sweeper
-	t.sweeper = nil
 	t.mu.Unlock()
 	for _, l := range list {
 		l.Close()
 	}
-	if sweeper != nil {
-		sweeper()
-		<-t.swept
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.stop()
-	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stop()
 }

@@ -264,6 +264,8 @@ func TestFinish(t *testing.T) {
 func TestSweep(t *testing.T) {
 	p, set, host, target := pair(t, false, 4)
 	sweep := func() { set.Sweep(-1) }
+	stirs := 0
+	do(t, p, func() { set.OnStir(func() { stirs++ }) })
 	do(t, p, sweep)
 	do(t, p, func() {
 		if host.conn.Ended() || target.conn.Ended() {
@@ -271,11 +273,25 @@ func TestSweep(t *testing.T) {
 		}
 		target.waiting = true
 	})
-	do(t, p, func() { set.Sweep(time.Hour) })
 	do(t, p, func() {
-		if target.conn.Ended() {
-			t.Error("closed too early")
+		if !set.Sweep(time.Hour) {
+			t.Error("a connection that waits is not to be looked at again")
 		}
+		target.waiting = false
+		if set.Sweep(time.Hour) {
+			t.Error("idle connections are to be looked at again")
+		}
+	})
+	do(t, p, func() {
+		if target.conn.Ended() || stirs != 0 {
+			t.Errorf("closed too early, or stirred %d times", stirs)
+		}
+		host.capsule(make([]byte, 64))
+		host.capsule(make([]byte, 64))
+		if stirs != 1 {
+			t.Errorf("stirred %d times", stirs)
+		}
+		target.waiting = true
 	})
 	do(t, p, sweep)
 	if err := <-target.closed; err != ErrStalled {

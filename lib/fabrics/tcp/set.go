@@ -49,6 +49,7 @@ type Set struct {
 	spare   []*Conn
 	dirty   []*Conn // with something to write
 	flush   flusher
+	stirred func() // see OnStir
 	events  [eventBatch]unix.EpollEvent
 	iovecs  [maxIovecs]unix.Iovec
 	message message
@@ -101,7 +102,20 @@ func (s *Set) Add(fd int, in, out fabrics.Framing, h Handler) (*Conn, error) {
 	}
 	s.conns[c.slot] = c
 	s.count++
+	s.stir()
 	return c, nil
+}
+
+// OnStir has f called, once, when a connection comes next, or has something to read or to write. Until then a Sweep that has found nothing
+// would find nothing again.
+func (s *Set) OnStir(f func()) { s.stirred = f }
+
+// stir says that there may be something to sweep from now on.
+func (s *Set) stir() {
+	if f := s.stirred; f != nil {
+		s.stirred = nil
+		f()
+	}
 }
 
 // Poll implements poller.Source.
@@ -112,6 +126,9 @@ func (s *Set) Poll() int {
 	n := s.look()
 	list := s.ready
 	s.ready, s.spare = s.spare[:0], list
+	if len(list) > 0 {
+		s.stir()
+	}
 	for _, c := range list {
 		c.queued = false
 		n += c.receive(turnBytes)
@@ -154,6 +171,7 @@ func (s *Set) write(c *Conn) {
 	if c.dirty || c.closed || c.first == nil && !c.shut {
 		return
 	}
+	s.stir()
 	c.dirty = true
 	s.dirty = append(s.dirty, c)
 	if !s.flush.deferred {
@@ -203,8 +221,8 @@ const lingering = time.Second
 
 // Sweep closes, with ErrStalled, connections that are in the middle of something and do not get on for patience: those that
 // Handler.Waiting says, and those with output, on which nothing has moved; and those with a PDU that is received in part, however it drips.
-// Finished ones are closed after a second.
-func (s *Set) Sweep(patience time.Duration) {
+// Finished ones are closed after a second. It reports whether there are such connections that may have to be closed later.
+func (s *Set) Sweep(patience time.Duration) (later bool) {
 	now := s.p.Now()
 	for _, c := range s.conns {
 		if c == nil || c.closed {
@@ -214,9 +232,12 @@ func (s *Set) Sweep(patience time.Duration) {
 		if c.shut {
 			limit = min(patience, lingering)
 		}
-		stuck := (c.first != nil || c.shut || c.h.Waiting()) && now-c.moved > limit
-		if stuck || c.began != 0 && now-c.began > limit {
+		waits := c.first != nil || c.shut || c.h.Waiting()
+		if waits && now-c.moved > limit || c.began != 0 && now-c.began > limit {
 			c.Close(ErrStalled)
+		} else if waits || c.began != 0 {
+			later = true
 		}
 	}
+	return later
 }
