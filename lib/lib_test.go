@@ -28,7 +28,7 @@ const module = "github.com/leapio/leapio/"
 // gets its place here and in docs/architecture.md.
 var rows = [][]string{
 	{"nvme", "fault", "stats"},
-	{"units"},
+	{"units", "metrics"},
 	{"cli"},
 	{"api"},
 	{"pagemap", "uring", "vfiouser", "fabrics", "bench"},
