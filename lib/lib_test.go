@@ -42,6 +42,7 @@ var rows = [][]string{
 	{"controller"},
 	{"fabrics/target", "wpt/link"},
 	{"wpt", "soc"},
+	{"doctor"},
 	{"command"},
 	{"command/*"},
 	{"command/soc"},

@@ -16,6 +16,7 @@
 //	both daemons
 //	GET    /v1/                                   Info
 //	GET    /v1/events                             Event, one per line
+//	GET    /v1/limits                             []Limit
 //
 //	leap-wpt
 //	GET    /v1/show                               WptShow

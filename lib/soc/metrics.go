@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/metrics"
 	"github.com/leapio/leapio/lib/stats"
 )
@@ -211,7 +212,7 @@ func processMetrics(page *metrics.Page) error {
 	if err := errors.Join(verr, err); err != nil {
 		return fmt.Errorf("/proc/self/statm: %w", err)
 	}
-	fds, err := os.ReadDir("/proc/self/fd")
+	fds, err := api.OpenFiles()
 	if err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func processMetrics(page *metrics.Page) error {
 	pages := float64(os.Getpagesize())
 	page.Family(metrics.Counter, "process_cpu_seconds_total", "CPU time, of the process and the kernel for it.").
 		Add(time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds())
-	page.Family(metrics.Gauge, "process_open_fds", "Open file descriptors.").Add(float64(len(fds) - 1)) // without that of the folder
+	page.Family(metrics.Gauge, "process_open_fds", "Open file descriptors.").Add(float64(fds))
 	page.Family(metrics.Gauge, "process_max_fds", "File descriptors that may be open, RLIMIT_NOFILE.").Add(float64(files.Cur))
 	page.Family(metrics.Gauge, "process_resident_memory_bytes", "Resident memory, that of guests which was used among it.").Add(float64(resident) * pages)
 	page.Family(metrics.Gauge, "process_virtual_memory_bytes", "Address space.").Add(float64(virtual) * pages)

@@ -14,11 +14,13 @@ import (
 
 func run() *cli.Command {
 	var check bool
+	ports := wpt.MaxPorts
 	return &cli.Command{
 		Name:   "run",
 		Usage:  "be the broker, until TERM or INT",
 		Daemon: true,
 		Flags: []cli.Flag{
+			{Name: "ports", Arg: "N", Usage: "how many ports there may be", Value: cli.Int(&ports, 1, wpt.MaxPorts)},
 			{Name: "check", Usage: "say whether this program could be the broker, and do nothing", Value: cli.Bool(&check)},
 		},
 		Run: func(ctx context.Context, call *cli.Call) error {
@@ -28,7 +30,7 @@ func run() *cli.Command {
 			}
 			log := call.Logger("wpt")
 			config := wpt.Config{
-				Paths: paths, Version: cli.Version(), Logger: log,
+				Paths: paths, Version: cli.Version(), Logger: log, Ports: ports,
 				Ready: func() {
 					log.Info("ready", "socket", paths.WptSocket())
 					command.NotifyReady(log)
