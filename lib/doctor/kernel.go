@@ -30,20 +30,26 @@ func (d *Doctor) kernel(context.Context) []Finding {
 func (d *Doctor) uring(context.Context) []Finding {
 	runtime.LockOSThread() // until this goroutine ends, and the thread with it
 	ring, err := uring.New(uring.Config{Entries: 8})
+	if err == nil {
+		err = ring.Close()
+	}
+	return []Finding{uringFinding(err)}
+}
+
+// uringFinding is what a failed attempt means.
+func uringFinding(err error) Finding {
+	const check = "io_uring"
 	switch {
-	case errors.Is(err, uring.ErrUnavailable):
-		fix := "files are served by threads, which is slower"
-		if strings.Contains(err.Error(), "kernel.io_uring_disabled") {
-			fix += "; `sysctl kernel.io_uring_disabled=0` allows it, or 1 and kernel.io_uring_group for a group"
-		}
-		return one("io_uring", Warn, err.Error(), fix)
-	case err != nil:
-		return []Finding{failure("io_uring", err, "")}
+	case err == nil:
+		return Finding{check, OK, "available", ""}
+	case !errors.Is(err, uring.ErrUnavailable):
+		return failure(check, err, "")
 	}
-	if err := ring.Close(); err != nil {
-		return []Finding{failure("io_uring", err, "")}
+	fix := "files are served by threads, which is slower"
+	if strings.Contains(err.Error(), "kernel.io_uring_disabled") {
+		fix += "; `sysctl kernel.io_uring_disabled=0` allows it, or 1 and kernel.io_uring_group for a group"
 	}
-	return one("io_uring", OK, "available", "")
+	return Finding{check, Warn, err.Error(), fix}
 }
 
 // memfd makes a sealed memfd, as leap-wpt does for each port.
@@ -91,9 +97,7 @@ func (d *Doctor) epoll(context.Context) []Finding {
 }
 
 // shm looks at the file system for memory of machines that is in files.
-func (d *Doctor) shm(context.Context) []Finding {
-	return shmAt("/dev/shm")
-}
+func (d *Doctor) shm(context.Context) []Finding { return shmAt("/dev/shm") }
 
 func shmAt(dir string) []Finding {
 	const fix = "memory objects of QEMU that are files there do not work; those of `leap-wpt port qemu` do without"
