@@ -78,7 +78,9 @@ type Broker struct {
 	file   *api.StateFile[state]
 	server *api.Server
 	links  *net.UnixListener
-	kept   keptFiles
+	// linkSlots has an item for each connection to it.
+	linkSlots chan struct{}
+	kept      keptFiles
 
 	control *net.UnixListener // the server's
 	ctx     context.Context
@@ -112,10 +114,12 @@ func open(config Config, limits limits) (*Broker, error) {
 		ended:    make(chan error, 1),
 		upgrades: make(chan string, 1),
 		failure:  config.failed,
-		failed:   make(map[string]record),
-		ports:    make(map[string]*port),
-		byID:     make(map[uint32]*port),
-		runtimes: make(map[string]*runtime),
+
+		linkSlots: make(chan struct{}, maxLinks),
+		failed:    make(map[string]record),
+		ports:     make(map[string]*port),
+		byID:      make(map[uint32]*port),
+		runtimes:  make(map[string]*runtime),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.closing = b.ctx.Done()

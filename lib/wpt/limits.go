@@ -11,14 +11,11 @@ func (b *Broker) bounds() (api.List[api.Limit], error) {
 	if err != nil {
 		return nil, err
 	}
-	b.linkMu.Lock()
-	runtimes := len(b.runtimes)
-	b.linkMu.Unlock()
 	all := append(api.List[api.Limit]{
 		api.CountLimit("ports", api.PerDaemon, "--ports", b.maxPorts).Using(len(b.allPorts())),
 		api.CountLimit("port-regions", "port", "", maxRegions),
 		api.BytesLimit("port-message", "message", "", maxData),
-		api.CountLimit("links", api.PerDaemon, "", maxLinks).Using(runtimes),
+		api.CountLimit("links", api.PerDaemon, "", cap(b.linkSlots)).Using(len(b.linkSlots)),
 		api.CountLimit("kept-files", "runtime", "", maxKept),
 	}, common...)
 	for i := range all {

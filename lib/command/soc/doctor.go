@@ -34,6 +34,9 @@ func examine() *cli.Command {
 			}
 			d := doctor.Doctor{Paths: paths, Version: cli.Version()}
 			findings := d.Examine(ctx)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			if err := cli.List(call, findingColumns, findings); err != nil {
 				return err
 			}
