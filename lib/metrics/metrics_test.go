@@ -83,3 +83,19 @@ func TestPage(t *testing.T) {
 		t.Errorf("read %v", s)
 	}
 }
+
+func BenchmarkPage(b *testing.B) {
+	var d stats.Distribution
+	for i := range 200 {
+		d = d.Add(stats.Distribution{{To: time.Duration(i) * time.Microsecond, N: 5}})
+	}
+	b.ReportAllocs()
+	for range b.N {
+		var page metrics.Page
+		f := page.Family(metrics.Histogram, "took_seconds", "Took.", "volume", "op")
+		for range 600 {
+			f.Latency(d, "v1", "read")
+		}
+		b.SetBytes(int64(len(page.Bytes())))
+	}
+}
