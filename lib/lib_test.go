@@ -28,7 +28,7 @@ const module = "github.com/leapio/leapio/"
 // gets its place here and in docs/architecture.md.
 var rows = [][]string{
 	{"nvme", "fault", "stats"},
-	{"units"},
+	{"units", "metrics"},
 	{"cli"},
 	{"api"},
 	{"pagemap", "uring", "vfiouser", "fabrics", "bench"},
@@ -42,6 +42,7 @@ var rows = [][]string{
 	{"controller"},
 	{"fabrics/target", "wpt/link"},
 	{"wpt", "soc"},
+	{"doctor"},
 	{"command"},
 	{"command/*"},
 	{"command/soc"},

@@ -114,19 +114,33 @@ func (c *Client) Delete(ctx context.Context, path string, in, out any) error {
 	return c.call(ctx, http.MethodDelete, path, in, out)
 }
 
-// call makes one call.
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+// GetText returns the answer of a call of HandleText as it is.
+func (c *Client) GetText(ctx context.Context, path string) ([]byte, error) {
+	return c.answer(ctx, http.MethodGet, path, nil)
+}
+
+// answer makes one call and returns what comes.
+func (c *Client) answer(ctx context.Context, method, path string, in any) ([]byte, error) {
 	resp, err := c.send(ctx, method, path, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return c.lost(ctx, err)
+		return nil, c.lost(ctx, err)
 	}
 	if len(b) > maxAnswer {
-		return c.bad("an answer above %d bytes", maxAnswer)
+		return nil, c.bad("an answer above %d bytes", maxAnswer)
+	}
+	return b, nil
+}
+
+// call makes one call.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	b, err := c.answer(ctx, method, path, in)
+	if err != nil {
+		return err
 	}
 	if out == nil {
 		return nil

@@ -5,7 +5,8 @@
 // shell scripts: the types, the server and the client of the control API, the
 // facts under RUN, and the state files under STATE.
 //
-// The control API is HTTP and JSON over a Unix socket of mode 0600, below /v1/.
+// The control API is HTTP and JSON over a Unix socket of mode 0600, below /v1/ but
+// for /metrics.
 // Keys are snake_case and only ever added, sizes are bytes and durations are
 // nanoseconds, both integers, times are RFC 3339, and a list is never null. An
 // error is answered as {"error":{...}} in the form of lib/fault. Requests are
@@ -15,6 +16,7 @@
 //	both daemons
 //	GET    /v1/                                   Info
 //	GET    /v1/events                             Event, one per line
+//	GET    /v1/limits                             []Limit
 //
 //	leap-wpt
 //	GET    /v1/show                               WptShow
@@ -48,6 +50,7 @@
 //	GET    /v1/listeners/{listener}               Listener
 //	DELETE /v1/listeners/{listener}               None
 //	GET    /v1/stat/{by}                          Stat
+//	GET    /metrics                               in the text format of Prometheus
 //	GET    /v1/ports/{port}/queues                []QueuePair
 //	GET    /v1/ports/{port}/queues/{qid}/{ring}   Ring
 //

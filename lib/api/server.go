@@ -109,6 +109,23 @@ func Handle[In, Out any](mux *http.ServeMux, pattern string, f func(ctx context.
 	})
 }
 
+// HandleText registers f for a pattern as Handle does. What it returns is sent as
+// it is, with this media type.
+func HandleText(mux *http.ServeMux, pattern, contentType string, f func(ctx context.Context) ([]byte, error)) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if err := readBody(w, r, &None{}); err != nil {
+			writeError(w, err)
+			return
+		}
+		b, err := f(r.Context())
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		writeAs(w, http.StatusOK, contentType, b)
+	})
+}
+
 // HandleStream registers f for a pattern as Handle does. What f sends goes out
 // at once, one line of JSON each; items must not have a top-level key "error".
 // An error of f before the first item is answered like any other; a later one
@@ -253,10 +270,15 @@ func writeError(w http.ResponseWriter, err error) {
 
 // write answers b, which is JSON. An error of the connection is the caller's.
 func write(w http.ResponseWriter, status int, b []byte) {
+	writeAs(w, status, "application/json", append(b, '\n'))
+}
+
+// writeAs answers b, which is of any media type.
+func writeAs(w http.ResponseWriter, status int, contentType string, b []byte) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	_, _ = w.Write(append(b, '\n'))
+	_, _ = w.Write(b)
 }
 
 // Server serves the control API of a daemon. It owns its listener.

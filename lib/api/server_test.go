@@ -4,6 +4,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -127,10 +128,11 @@ func TestFaults(t *testing.T) {
 	mux := NewMux(Info{})
 	Handle(mux, "GET /v1/x", func(context.Context, None) (None, error) { return None{}, cause })
 	HandleStream(mux, "GET /v1/s", func(context.Context, func(None) error) error { return cause })
+	HandleText(mux, "GET /t", "text/plain", func(context.Context) ([]byte, error) { return nil, cause })
 	c, _ := serve(t, mux)
 	for kind, want := range statuses {
 		cause = fault.New(kind, "volume create", "d1", errors.New("no room"), "make room")
-		for _, path := range []string{"/v1/x", "/v1/s"} {
+		for _, path := range []string{"/v1/x", "/v1/s", "/t"} {
 			if status, _ := raw(t, c, "GET", path, ""); status != want {
 				t.Errorf("%s: %v has status %d, want %d", path, kind, status, want)
 			}
@@ -145,6 +147,20 @@ func TestFaults(t *testing.T) {
 		if got := c.Stream(context.Background(), "/v1/s", nil); got == nil || got.Error() != cause.Error() {
 			t.Errorf("stream: got %v, want %v", got, cause)
 		}
+		if _, got := c.GetText(context.Background(), "/t"); got == nil || got.Error() != cause.Error() {
+			t.Errorf("text: got %v, want %v", got, cause)
+		}
+	}
+}
+
+// A text comes out of the client as it went into the server.
+func TestText(t *testing.T) {
+	want := []byte("a text\n\x00without an end")
+	mux := NewMux(Info{})
+	HandleText(mux, "GET /t", "text/x-none", func(context.Context) ([]byte, error) { return want, nil })
+	c, _ := serve(t, mux)
+	if got, err := c.GetText(context.Background(), "/t"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 

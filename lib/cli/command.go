@@ -48,6 +48,7 @@ type Command struct {
 	Flags []Flag
 
 	Daemon bool // it is a daemon: has --state-dir and handles signals itself
+	State  bool // it has --state-dir, too, to look at what is kept
 	Binary bool // it has raw data to give: -o binary is allowed
 
 	Commands []*Command

@@ -93,7 +93,7 @@ func allFlags(c *Command, v *common) []Flag {
 		Flag{Name: outputFlag, Short: "o", Arg: arg, Env: "LEAP_OUTPUT", Usage: "how to write data", Value: &formatValue{&v.format, c.Binary}},
 		Flag{Name: "run-dir", Arg: "DIR", Env: "LEAP_RUN_DIR", Usage: "the folder of sockets and facts", Value: String(&v.runDir)},
 	)
-	if c.Daemon {
+	if c.Daemon || c.State {
 		flags = append(flags, Flag{Name: "state-dir", Arg: "DIR", Env: "LEAP_STATE_DIR", Usage: "the folder of what is kept over restarts", Value: String(&v.stateDir)})
 	}
 	return append(flags,

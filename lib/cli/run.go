@@ -37,7 +37,7 @@ type Call struct {
 	Args     []string // the positional arguments; their number fits Command.Args
 	Format   Format
 	RunDir   string // the folder of sockets and facts
-	StateDir string // the folder of kept state; daemons only
+	StateDir string // the folder of kept state; Daemon and State only
 
 	set  map[string]bool
 	logs *logs

@@ -307,6 +307,8 @@ func TestColumns(t *testing.T) {
 		{"leap-soc", "namespace list", "leap-soc namespace list"},
 		{"leap-soc", "host list", "leap-soc host list vm1"},
 		{"leap-soc", "show", "leap-soc show"},
+		{"leap-soc", "show", "leap-soc show limits"},
+		{"leap-soc", "doctor", "leap-soc doctor || test $? = 1"},
 		{"leap-soc", "apply", "leap-soc export | leap-soc apply -"},
 		{"leap-soc", "stat", "leap-soc stat | sed 1,2d"},
 		{"leap-soc", "stat", "leap-soc stat --interval 10ms --count 1"},
@@ -331,7 +333,7 @@ func TestColumns(t *testing.T) {
 	}
 	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leapio"} {
 		for verb, listed := range columnsOf(readPage(t, page+".8")) {
-			if want := map[string]int{"volume describe": 2, "stat": 2}[verb]; len(listed) != max(want, 1) {
+			if want := map[string]int{"leap-soc volume describe": 2, "leap-soc stat": 2, "leap-soc show": 2}[page+" "+verb]; len(listed) != max(want, 1) {
 				t.Errorf("%s.8: %s lists columns %d times: %q", page, verb, len(listed), listed)
 			}
 		}
@@ -350,4 +352,42 @@ func heading(text string) string {
 		names = append(names, strings.ToUpper(name))
 	}
 	return strings.Join(names, " ")
+}
+
+// TestMetricsPage holds the names that leap-soc(8) lists against those of a page.
+func TestMetricsPage(t *testing.T) {
+	e := newPlace(t)
+	out, err := e.sh(t, "leap-wpt run >/dev/null 2>&1 & leap-soc run >/dev/null 2>&1 & leap-soc wait runtime soc attached --timeout 30s && "+
+		"leap-soc volume create d1 mem size=1M >&2 && leap-qmap map vm1 d1 >&2 && leap-rdma listen tcp://127.0.0.1:0 >&2")
+	if err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	m, err := boot(filepath.Join(e.run, "port", "vm1", "cntrl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	out, err = e.sh(t, "leap-soc metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[1] == "TYPE" {
+			names = append(names, fields[2])
+		}
+	}
+	var listed []string
+	_, section, _ := strings.Cut(readPage(t, "leap-soc.8"), "\n.Sh METRICS\n")
+	section, _, _ = strings.Cut(section, "\n.Sh ")
+	for line := range strings.Lines(section) {
+		if words, ok := strings.CutPrefix(line, ".It Li "); ok {
+			listed = append(listed, strings.Fields(strings.ReplaceAll(words, ",", " "))...)
+		}
+	}
+	slices.Sort(names)
+	slices.Sort(listed)
+	if d := cmp.Diff(names, listed); d != "" || len(names) == 0 {
+		t.Errorf("metrics (-) and the page (+): %s", d)
+	}
 }

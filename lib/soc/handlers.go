@@ -14,6 +14,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/metrics"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/stats"
 	"github.com/leapio/leapio/lib/wpt/link"
@@ -26,6 +27,8 @@ func (r *Runtime) mux() *http.ServeMux {
 	api.Handle(m, "GET /v1/runtime", func(context.Context, api.None) (api.RuntimeInfo, error) { return r.info(), nil })
 	api.Handle(m, "POST /v1/upgrade", r.upgrade)
 	api.Handle(m, "GET /v1/stat/{by}", func(ctx context.Context, _ api.None) (api.Stat, error) { return r.stat(api.Param(ctx, "by")) })
+	api.Handle(m, "GET /v1/limits", func(context.Context, api.None) (api.List[api.Limit], error) { return r.limits() })
+	api.HandleText(m, "GET /metrics", metrics.ContentType, func(context.Context) ([]byte, error) { return r.metrics() })
 	r.volumeCalls(m)
 	r.subsystemCalls(m)
 	r.listenerCalls(m)

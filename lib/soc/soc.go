@@ -17,6 +17,8 @@
 //	setup.go       what is made at every start
 //	successor.go   another program that takes over
 //	stat.go        what was counted
+//	metrics.go     the same for Prometheus
+//	limits.go      what is bounded
 //	handlers.go    the control API
 //
 // What exists is changed under one lock (Runtime.mu) by the API only; every

@@ -98,12 +98,7 @@ func (r *Runtime) namespaceStats() []api.ThingStat {
 // without them. Those of hosts are named by subsystem and controller.
 func (r *Runtime) queueStats() []api.ThingStat {
 	var all []api.ThingStat
-	names := make(map[string]string)
-	r.mu.Lock()
-	for name, s := range r.subsystems {
-		names[s.rec.NQN] = name
-	}
-	r.mu.Unlock()
+	names := r.subsystemNames()
 	for _, q := range r.target.Queues() {
 		if name, ok := names[q.SubsystemNQN]; ok { // else it has just been deleted
 			t := thing(fmt.Sprintf("%s/%d/%d", name, q.CNTLID, q.QID), "", q.Stats.Since, q.Stats.Total())
@@ -119,4 +114,15 @@ func (r *Runtime) queueStats() []api.ThingStat {
 		}
 	}
 	return all
+}
+
+// subsystemNames returns the names of subsystems by their NQNs.
+func (r *Runtime) subsystemNames() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	names := make(map[string]string)
+	for name, s := range r.subsystems {
+		names[s.rec.NQN] = name
+	}
+	return names
 }

@@ -108,6 +108,32 @@ func (d Distribution) Max() time.Duration {
 	return d[len(d)-1].To
 }
 
+// AtMost returns the number of commands whose bucket ends at limit or below it.
+func (d Distribution) AtMost(limit time.Duration) uint64 {
+	n := uint64(0)
+	for _, b := range d {
+		if b.To > limit {
+			break
+		}
+		n += b.N
+	}
+	return n
+}
+
+// Sum returns how long all commands together took, each as the middle of its
+// bucket, which is at most 1/32 off.
+func (d Distribution) Sum() time.Duration {
+	sum := time.Duration(0)
+	for _, b := range d {
+		low := b.To
+		if i := LatencyOf(b.To); i > 0 {
+			low = upper(i-1) + 1
+		}
+		sum += time.Duration(b.N) * (low + (b.To-low)/2)
+	}
+	return sum
+}
+
 // Add returns the commands of both.
 func (d Distribution) Add(o Distribution) Distribution {
 	return d.merge(o, func(a, b uint64) uint64 { return a + b })

@@ -93,6 +93,34 @@ func TestPercentile(t *testing.T) {
 	})
 }
 
+// A sum is off by at most 1/32 of each, and what is at most a bound that ends a
+// bucket is exact.
+func TestSums(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		all := latencies.Draw(t, "latencies")
+		d := reads(recorded(all).Total())
+		bound := time.Duration(1) << rapid.IntRange(0, topBits).Draw(t, "bound")
+		var low, high, sum float64
+		below := uint64(0)
+		for _, took := range all {
+			sum += float64(took)
+			low += float64(took) * (1 - 1.0/32)
+			high += float64(took)*(1+1.0/32) + 1
+			// At the bound itself another bucket begins, where they have more than one
+			// latency.
+			if took < bound || took == bound && bound < 2<<subBits {
+				below++
+			}
+		}
+		if got := float64(d.Sum()); got < low-1 || got > high {
+			t.Fatalf("the sum of %v is %v, want %v", all, got, sum)
+		}
+		if got := d.AtMost(bound); got != below {
+			t.Fatalf("%d of %v are at most %v, want %d", got, all, bound, below)
+		}
+	})
+}
+
 // What two have recorded is the sum; the sum without one is the other.
 func TestAddSub(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -29,6 +29,7 @@ func (b *Broker) mux() *http.ServeMux {
 			Ports: b.listPorts(), Runtimes: b.listRuntimes(), Kept: b.kept.list(),
 		}, nil
 	})
+	api.Handle(mux, "GET /v1/limits", func(context.Context, api.None) (api.List[api.Limit], error) { return b.bounds() })
 	api.Handle(mux, "POST /v1/upgrade", b.upgrade)
 	api.Handle(mux, "GET /v1/ports", func(context.Context, api.None) ([]api.Port, error) { return b.listPorts(), nil })
 	api.Handle(mux, "POST /v1/ports", func(ctx context.Context, spec api.PortSpec) (api.Port, error) {

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// maxPorts bounds the ports of a host; each costs some pages and descriptors.
-	maxPorts = 1024
+	// MaxPorts bounds the ports of a host; each costs some pages and descriptors.
+	MaxPorts = 1024
 	// releaseLimit is how long a change waits for a runtime to give a port up.
 	releaseLimit = 5 * time.Second
 	// stateVersion is the version of STATE/wpt.json.
@@ -64,6 +64,8 @@ type Broker struct {
 	since   time.Time
 	limits  limits
 	group   string // see Config
+	// maxPorts bounds the ports that are added; those of before stay.
+	maxPorts int
 
 	pause time.Duration // for guests, when this program took over; else 0
 
@@ -77,7 +79,9 @@ type Broker struct {
 	file   *api.StateFile[state]
 	server *api.Server
 	links  *net.UnixListener
-	kept   keptFiles
+	// linkSlots has an item for each connection to it.
+	linkSlots chan struct{}
+	kept      keptFiles
 
 	control *net.UnixListener // the server's
 	ctx     context.Context
@@ -108,13 +112,16 @@ func Open(config Config) (*Broker, error) { return open(config, defaultLimits) }
 func open(config Config, limits limits) (*Broker, error) {
 	b := &Broker{
 		log: config.Logger, paths: config.Paths, version: config.Version, since: time.Now(), limits: limits, group: config.Group,
+		maxPorts: cmp.Or(config.Ports, MaxPorts),
 		ended:    make(chan error, 1),
 		upgrades: make(chan string, 1),
 		failure:  config.failed,
-		failed:   make(map[string]record),
-		ports:    make(map[string]*port),
-		byID:     make(map[uint32]*port),
-		runtimes: make(map[string]*runtime),
+
+		linkSlots: make(chan struct{}, maxLinks),
+		failed:    make(map[string]record),
+		ports:     make(map[string]*port),
+		byID:      make(map[uint32]*port),
+		runtimes:  make(map[string]*runtime),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.closing = b.ctx.Done()
@@ -261,7 +268,7 @@ func (b *Broker) openPort(r record) (*port, error) {
 	id := b.lastID
 	n := len(b.ports)
 	b.mu.Unlock()
-	if n >= maxPorts {
+	if n >= MaxPorts {
 		return nil, fault.Errorf(fault.Unsupported, "", "", "there are %d ports, the limit", n)
 	}
 	p, err := newPort(b, id, r)
@@ -315,6 +322,10 @@ func (b *Broker) addPort(spec api.PortSpec, caller *api.Caller) (api.Port, error
 				Hint("`leap-wpt port remove " + spec.Name + "`, when no guest has it, makes room for another")
 		}
 		return p.show(), nil
+	}
+	if n := len(b.allPorts()); n >= b.maxPorts {
+		return api.Port{}, fault.Errorf(fault.Unsupported, op, spec.Name, "there are %d ports, the limit", n).
+			Hint("`leap-wpt run --ports N` allows as many as " + strconv.Itoa(MaxPorts))
 	}
 	p, err := b.openPort(newRecord(spec, caller))
 	if err != nil {

@@ -101,7 +101,7 @@ func (rt *runtime) why() error {
 
 // acceptLinks serves the link socket until it is closed.
 func (b *Broker) acceptLinks() {
-	slots := make(chan struct{}, maxLinks)
+	slots := b.linkSlots
 	for {
 		conn, err := b.links.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {

@@ -22,6 +22,7 @@ type Config struct {
 	Version string       // of this build, for the control API
 	Logger  *slog.Logger // default: slog.Default
 	Ready   func()       // called once everything serves; may be nil
+	Ports   int          // how many there may be, 1 to MaxPorts; 0: MaxPorts
 
 	before *handover // what a program before this one has left; nil: there was none
 	failed error     // why this program goes on where it had stopped itself

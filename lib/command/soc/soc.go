@@ -11,6 +11,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fault"
 )
 
 // Command is the tree of leap-soc.
@@ -35,6 +36,8 @@ func Command() *cli.Command {
 			show(),
 			stat(),
 			top(),
+			metrics(),
+			examine(),
 			events(),
 			wait(),
 			export(),
@@ -69,12 +72,20 @@ func show() *cli.Command {
 	var runtime string
 	return &cli.Command{
 		Name:  "show",
-		Usage: "show the runtime",
+		Usage: "show the runtime, or the limits of both daemons",
+		Args:  "[limits]",
 		Flags: []cli.Flag{command.RuntimeFlag(&runtime)},
 		Run: func(ctx context.Context, call *cli.Call) error {
 			client, err := command.Runtime(call, runtime)
 			if err != nil {
 				return err
+			}
+			switch call.Arg(0) {
+			case "limits":
+				return showLimits(ctx, call, client)
+			case "":
+			default:
+				return fault.Errorf(fault.Usage, "", call.Arg(0), "nothing to show").Hint("without it the runtime is shown, and with limits the limits")
 			}
 			var info api.RuntimeInfo
 			if err := client.Get(ctx, api.Path("runtime"), &info); err != nil {

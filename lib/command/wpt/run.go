@@ -17,11 +17,13 @@ func run() *cli.Command {
 		check bool
 		group string
 	)
+	ports := wpt.MaxPorts
 	return &cli.Command{
 		Name:   "run",
 		Usage:  "be the broker, until TERM or INT",
 		Daemon: true,
 		Flags: []cli.Flag{
+			{Name: "ports", Arg: "N", Usage: "how many ports there may be", Value: cli.Int(&ports, 1, wpt.MaxPorts)},
 			{Name: "group", Arg: "GROUP", Usage: "whose members may look by the control API, and change nothing; without it, nobody's", Value: cli.String(&group)},
 			{Name: "check", Usage: "say whether this program could be the broker, and do nothing", Value: cli.Bool(&check)},
 		},
@@ -32,7 +34,7 @@ func run() *cli.Command {
 			}
 			log := call.Logger("wpt")
 			config := wpt.Config{
-				Paths: paths, Group: group, Version: cli.Version(), Logger: log,
+				Paths: paths, Group: group, Version: cli.Version(), Logger: log, Ports: ports,
 				Ready: func() {
 					log.Info("ready", "socket", paths.WptSocket())
 					command.NotifyReady(log)

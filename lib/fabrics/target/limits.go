@@ -91,6 +91,19 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Use is how much of Limits is taken.
+type Use struct{ Connections, Associations int }
+
+// Limits returns those in force.
+func (t *Target) Limits() Limits { return t.limits }
+
+// Use returns what hosts take now.
+func (t *Target) Use() Use {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return Use{Connections: t.connections, Associations: t.seats}
+}
+
 // entries returns how many entries queue qid may have.
 func (l *Limits) entries(qid uint16) int {
 	if qid == 0 {
