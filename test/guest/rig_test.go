@@ -271,7 +271,7 @@ func (d *daemon) serving() int {
 
 // upgrade has the daemon replaced by its own program: leap-wpt in its process,
 // leap-soc by another one, which becomes a child of the test when the one that
-// started it has ended.
+// started it has ended. A test that is killed leaves either behind.
 func (d *daemon) upgrade() {
 	d.r.t.Helper()
 	said := d.r.leap(d.name + " upgrade " + filepath.Join(bin, d.name) + " -o tsv")
