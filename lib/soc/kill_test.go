@@ -185,6 +185,10 @@ func (r *rig) upgradeSoc() time.Duration {
 	}
 	r.soc = &daemon{cancel: end(syscall.SIGTERM), done: make(chan error, 1)}
 	done := r.soc.done
+	r.soc.kill = func() {
+		end(syscall.SIGKILL)()
+		<-done
+	}
 	go func() { done <- awaitEnd(next.Pid) }()
 	return after.Pause
 }

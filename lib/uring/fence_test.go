@@ -25,6 +25,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if name := os.Getenv(writerEnv); name != "" {
+		if err := writeForEver(name); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
 	os.Exit(m.Run())
 }
 

@@ -95,7 +95,7 @@ func (r *rig) openFiles() []string {
 	r.t.Helper()
 	var files []string
 	for _, d := range []*daemon{r.wpt, r.soc} {
-		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.cmd.Process.Pid))
+		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.process.Pid))
 		if err != nil {
 			r.t.Fatal(err)
 		}

@@ -7,7 +7,6 @@ package guest_test
 
 import (
 	"errors"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -102,8 +101,8 @@ healthy
 }
 
 // Daemons go and come under a guest while fio checks all that it reads: the
-// runtime, which starts after the guest, or the broker, which another program
-// replaces. The guest sees pauses, nothing else.
+// runtime, which starts after the guest, or another program that replaces the
+// broker, or the runtime. The guest sees pauses, nothing else.
 func TestRestarts(t *testing.T) {
 	stop := func(r *rig) {
 		r.soc.stop()
@@ -113,7 +112,8 @@ func TestRestarts(t *testing.T) {
 		r.soc.kill()
 		r.soc.start()
 	}
-	upgrade := func(r *rig) { r.leap("leap-wpt upgrade " + filepath.Join(bin, "leap-wpt")) }
+	upgrade := func(r *rig) { r.wpt.upgrade() }
+	succeed := func(r *rig) { r.soc.upgrade() }
 	for _, test := range []struct {
 		name   string
 		memory sharing
@@ -124,12 +124,15 @@ func TestRestarts(t *testing.T) {
 		{"stopped", shared, "", stop, false},
 		{"killed,intx", shared, "pci=nomsi", kill, false},
 		{"upgrade", shared, "", upgrade, false},
+		{"succeeded", shared, "", succeed, false},
 		{"stopped,intx", shared, "pci=nomsi", stop, true},
 		{"killed", shared, "", kill, true},
 		{"stopped,shareoff", shareOff, "", stop, true},
 		{"killed,shareoff", shareOff, "", kill, true},
 		{"upgrade,intx", shared, "pci=nomsi", upgrade, true},
 		{"upgrade,shareoff", shareOff, "", upgrade, true},
+		{"succeeded,intx", shared, "pci=nomsi", succeed, true},
+		{"succeeded,shareoff", shareOff, "", succeed, true},
 	} {
 		if all || !test.all {
 			t.Run(test.name, func(t *testing.T) { testRestarts(t, test.memory, test.append, test.step) })

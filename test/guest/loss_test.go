@@ -79,7 +79,7 @@ func (r *rig) usage() (u usage) {
 		}
 	}
 	slices.Sort(u.files)
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.soc.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.soc.process.Pid))
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -21,6 +21,8 @@
 //	nvmedoc_test.go   docs/nvme.md, to hold the drive against
 //	matrix_test.go    fio on a file system, in every way a drive can be wired
 //	life_test.go      reboots, power cuts, restarts of the runtime
+//	mix_test.go       kills and upgrades of both daemons under discards, flushes and FUA; and under hosts
+//	wait_test.go      what guests make of a runtime that is away
 //	host_test.go      a guest as a host over NVMe/TCP: all that its kernel and nvme-cli do
 //	loss_test.go      the same while runtimes and guests are killed, away, or frozen
 //	remote_test.go    a drive whose blocks are on another machine
@@ -35,6 +37,8 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // bin is the folder of the commands under test.
@@ -58,6 +62,11 @@ func buildAndRun(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(bin)
+	// A process whose parent has ended becomes our child, as a runtime that has
+	// taken over.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 1, err
+	}
 	build := exec.Command("go", "build", "-o", bin, "./cmd/...")
 	build.Dir = "../.."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

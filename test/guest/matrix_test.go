@@ -148,7 +148,7 @@ healthy
 			if w.sharing != shared {
 				want = 1
 			}
-			if got := strings.Count(r.soc.log.String(), hint); got != want {
+			if got := strings.Count(r.soc.logged(), hint); got != want {
 				t.Errorf("%q in the log of leap-soc: got %d times, want %d", hint, got, want)
 			}
 		})

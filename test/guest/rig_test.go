@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -178,30 +179,44 @@ type daemon struct {
 	name string
 	pid  string // its pid file
 	args []string
-	log  lockedBuffer
+	log  *os.File // to which its successors write as well
 
-	cmd    *exec.Cmd // nil while it does not run
-	exited <-chan error
+	process *os.Process // nil while it does not run
+	exited  <-chan error
 }
 
 // newDaemon has the daemon stopped when the test ends.
 func (r *rig) newDaemon(name, pid string, args ...string) *daemon {
-	d := &daemon{r: r, name: name, pid: pid, args: args}
+	log, err := os.Create(filepath.Join(filepath.Dir(r.paths.Run), name+".log"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { log.Close() })
+	d := &daemon{r: r, name: name, pid: pid, args: args, log: log}
 	r.t.Cleanup(d.stop)
 	return d
+}
+
+// logged is all that the daemon has logged.
+func (d *daemon) logged() string {
+	text, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		d.r.t.Error(err)
+	}
+	return string(text)
 }
 
 // showLogs shows the logs of both daemons if the test failed. No test here has
 // a daemon meet an error.
 func (r *rig) showLogs() {
 	for _, d := range []*daemon{r.wpt, r.soc} {
-		if d != nil && strings.Contains(d.log.String(), "level=ERROR") {
+		if d != nil && strings.Contains(d.logged(), "level=ERROR") {
 			r.t.Errorf("%s logged an error", d.name)
 		}
 	}
 	for _, d := range []*daemon{r.wpt, r.soc} {
 		if d != nil && r.t.Failed() {
-			r.t.Logf("log of %s:\n%s", d.name, tail(d.log.String()))
+			r.t.Logf("log of %s:\n%s", d.name, tail(d.logged()))
 		}
 	}
 }
@@ -211,7 +226,7 @@ func (d *daemon) start() {
 	d.r.t.Helper()
 	cmd := exec.Command(filepath.Join(bin, d.name), append([]string{"run"}, d.args...)...)
 	cmd.Env = d.r.env()
-	cmd.Stdout, cmd.Stderr = &d.log, &d.log
+	cmd.Stdout, cmd.Stderr = d.log, d.log
 	// A test that is killed takes it along. The kernel watches the thread that
 	// started it, which stays for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -227,15 +242,12 @@ func (d *daemon) start() {
 	if err := <-started; err != nil {
 		d.r.t.Fatal(err)
 	}
-	d.cmd, d.exited = cmd, exited
+	d.process, d.exited = cmd.Process, exited
 	deadline := time.After(20 * time.Second)
-	for {
-		if text, err := os.ReadFile(d.pid); err == nil && string(text) == fmt.Sprintln(cmd.Process.Pid) {
-			return
-		}
+	for d.serving() != d.process.Pid {
 		select {
 		case err := <-exited:
-			d.cmd = nil
+			d.process = nil
 			d.r.t.Fatalf("%s ended at its start: %v", d.name, err)
 		case <-deadline:
 			d.r.t.Fatalf("%s is not ready after 20 s", d.name)
@@ -244,15 +256,59 @@ func (d *daemon) start() {
 	}
 }
 
+// serving is the process that the pid file names, 0 if there is none.
+func (d *daemon) serving() int {
+	text, err := os.ReadFile(d.pid)
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSuffix(string(text), "\n"))
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// upgrade has the daemon replaced by its own program: leap-wpt in its process,
+// leap-soc by another one, which becomes a child of the test when the one that
+// started it has ended. A test that is killed leaves either behind.
+func (d *daemon) upgrade() {
+	d.r.t.Helper()
+	said := d.r.leap(d.name + " upgrade " + filepath.Join(bin, d.name) + " -o tsv")
+	pid := d.serving()
+	if pid == d.process.Pid {
+		if d.name == "leap-soc" {
+			d.r.t.Errorf("leap-soc is still process %d after its upgrade: %s", pid, said)
+		}
+		return
+	}
+	if err := <-d.exited; err != nil || pid == 0 {
+		d.r.t.Fatalf("%s: process %d ended with %v, and %d took over", d.name, d.process.Pid, err, pid)
+	}
+	next, err := os.FindProcess(pid)
+	if err != nil {
+		d.r.t.Fatal(err)
+	}
+	exited := make(chan error, 1)
+	go func() {
+		state, err := next.Wait()
+		if err == nil && !state.Success() {
+			err = errors.New(state.String())
+		}
+		exited <- err
+	}()
+	d.process, d.exited = next, exited
+}
+
 // stop ends the daemon as its service manager does; it must exit with 0.
 func (d *daemon) stop() {
 	d.r.t.Helper()
-	if d.cmd == nil {
+	if d.process == nil {
 		return
 	}
-	cmd := d.cmd
-	d.cmd = nil
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	process := d.process
+	d.process = nil
+	if err := process.Signal(syscall.SIGTERM); err != nil {
 		d.r.t.Errorf("%s had ended: %v", d.name, <-d.exited)
 		return
 	}
@@ -263,9 +319,9 @@ func (d *daemon) stop() {
 		}
 	case <-time.After(30 * time.Second):
 		d.r.t.Errorf("%s does not stop; it is killed", d.name)
-		_ = cmd.Process.Signal(syscall.SIGQUIT) // its goroutines, into the log
+		_ = process.Signal(syscall.SIGQUIT) // its goroutines, into the log
 		time.Sleep(time.Second)
-		_ = cmd.Process.Kill()
+		_ = process.Kill()
 		<-d.exited
 	}
 }
@@ -273,9 +329,9 @@ func (d *daemon) stop() {
 // kill ends the daemon as a crash does.
 func (d *daemon) kill() {
 	d.r.t.Helper()
-	cmd := d.cmd
-	d.cmd = nil
-	if err := cmd.Process.Kill(); err != nil {
+	process := d.process
+	d.process = nil
+	if err := process.Kill(); err != nil {
 		d.r.t.Errorf("%s had ended: %v", d.name, err)
 	}
 	<-d.exited
