@@ -212,7 +212,11 @@ func (w *waiter) reached(state string) bool {
 // its coming or going is waited for.
 func (w *waiter) look(ctx context.Context) error {
 	state, err := w.get(ctx)
-	if fault.KindOf(err) == fault.NotFound {
+	switch fault.KindOf(err) {
+	case fault.Exists: // not yet: it is being made
+		w.now = stateDeleted
+		return nil
+	case fault.NotFound:
 		w.now = stateDeleted
 		if w.state == stateCreated || w.state == stateDeleted {
 			return nil
