@@ -125,23 +125,33 @@ func TestKill(t *testing.T) {
 		for _, doorbells := range []string{api.DoorbellsTrap, api.DoorbellsMap, "shadow"} {
 			t.Run(kind+"/"+doorbells, func(t *testing.T) {
 				t.Parallel()
-				r := newRigOf(t, 1+i)
-				r.stopSoc()
-				r.child = true
-				r.startSoc()
-				r.volume("d1", kind, "size", "64M")
-				n := r.drive("vm1", doorbells, small, "d1")
-				load := newLoad(t, n, 2)
-				load.Go(func() { churnQueues(t, n, load.stop) })
-				for i := range kills {
-					time.Sleep(time.Duration(i*7%31) * time.Millisecond)
+				underLoad(t, 1+i, kind, doorbells, kills, func(r *rig) {
 					r.killSoc()
 					r.startSoc()
-				}
-				load.end()
+				})
 			})
 		}
 	}
+}
+
+// underLoad takes a step a number of times, at any moment under a guest that
+// writes, verifies, and creates and deletes queues. leap-soc is a process of its
+// own, with that many pollers.
+func underLoad(t *testing.T, pollers int, kind, doorbells string, times int, step func(*rig)) {
+	t.Helper()
+	r := newRigOf(t, pollers)
+	r.stopSoc()
+	r.child = true
+	r.startSoc()
+	r.volume("d1", kind, "size", "64M")
+	n := r.drive("vm1", doorbells, small, "d1")
+	load := newLoad(t, n, 2)
+	load.Go(func() { churnQueues(t, n, load.stop) })
+	for i := range times {
+		time.Sleep(time.Duration(i*7%31) * time.Millisecond)
+		step(r)
+	}
+	load.end()
 }
 
 // upgradeSoc has leap-soc be replaced by another process, and returns how long
@@ -220,20 +230,8 @@ func TestUpgrade(t *testing.T) {
 		for _, doorbells := range []string{api.DoorbellsTrap, "shadow"} {
 			t.Run(kind+"/"+doorbells, func(t *testing.T) {
 				t.Parallel()
-				r := newRigOf(t, 1+i)
-				r.stopSoc()
-				r.child = true
-				r.startSoc()
-				r.volume("d1", kind, "size", "64M")
-				n := r.drive("vm1", doorbells, small, "d1")
-				load := newLoad(t, n, 2)
-				load.Go(func() { churnQueues(t, n, load.stop) })
 				var pauses []time.Duration
-				for i := range upgrades {
-					time.Sleep(time.Duration(i*7%31) * time.Millisecond)
-					pauses = append(pauses, r.upgradeSoc())
-				}
-				load.end()
+				underLoad(t, 1+i, kind, doorbells, upgrades, func(r *rig) { pauses = append(pauses, r.upgradeSoc()) })
 				slices.Sort(pauses)
 				t.Logf("guests waited %v to %v", pauses[0], pauses[len(pauses)-1])
 			})

@@ -40,24 +40,18 @@ const (
 	takeoverLimit = 60 * time.Second
 )
 
+// layouts are the versions of what is shared with leap-wpt.
+var layouts = map[string]int{
+	"link": qpair.LinkVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion,
+}
+
 // Check reports what this program is, or why it could not be the runtime of cfg.
 // It changes nothing.
 func Check(cfg Config) (api.Program, error) {
 	if err := stateFile(cfg).Check(); err != nil {
 		return api.Program{}, err
 	}
-	return api.Program{Daemon: daemon, Version: cfg.Version, Layouts: map[string]int{
-		"link": qpair.LinkVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion,
-	}}, nil
-}
-
-// layouts are those that another program has to know to go on with the ports of
-// this one.
-func (r *Runtime) layouts() map[string]int {
-	if r.linkNow() == nil {
-		return nil
-	}
-	return map[string]int{"link": qpair.LinkVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion}
+	return api.Program{Daemon: daemon, Version: cfg.Version, Layouts: layouts}, nil
 }
 
 // successor is a program that waits to take over.
@@ -207,7 +201,11 @@ func (b *before) serving() (stopped time.Time) {
 // returns, it is on standby, and this runtime is about to stop.
 func (r *Runtime) upgrade(ctx context.Context, to api.Upgrade) (api.Program, error) {
 	about := func(err error) error { return fault.New(0, "upgrade", to.Binary, err) }
-	program, err := api.AskProgram(ctx, to.Binary, daemon, r.layouts())
+	var shared map[string]int // nothing, while there is no link
+	if r.linkNow() != nil {
+		shared = layouts
+	}
+	program, err := api.AskProgram(ctx, to.Binary, daemon, shared)
 	if err != nil {
 		return program, about(err)
 	}

@@ -86,7 +86,6 @@ type Broker struct {
 	control *net.UnixListener // the server's
 	ctx     context.Context
 	cancel  context.CancelFunc
-	closing <-chan struct{} // of ctx
 	wg      sync.WaitGroup
 	ended   chan error // the API server has ended
 
@@ -124,7 +123,6 @@ func open(config Config, limits limits) (*Broker, error) {
 		runtimes:  make(map[string]*runtime),
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.closing = b.ctx.Done()
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -415,7 +413,7 @@ func (b *Broker) bindPort(name string, to api.PortBinding) (api.Port, error) {
 	if err := p.setFacts(); err != nil {
 		return api.Port{}, fault.New(0, op, name, err)
 	}
-	if !p.wait(p.followed, releaseLimit, b.closing) {
+	if !p.wait(p.followed, releaseLimit, b.ctx.Done()) {
 		return api.Port{}, fault.Errorf(fault.Timeout, op, name, "runtime %s has not let go of it yet", before.Runtime)
 	}
 	return p.show(), nil
@@ -455,7 +453,7 @@ func (b *Broker) removePort(name string, force bool) error {
 	p.reconcile()
 	// A runtime that does not answer has mappings of its own: nothing of it is
 	// lost when the port goes all the same.
-	p.wait(p.followed, releaseLimit, b.closing)
+	p.wait(p.followed, releaseLimit, b.ctx.Done())
 	err = b.closePort(p)
 	err = errors.Join(err, b.save())
 	b.events.Publish(api.Event{Kind: api.KindPort, Name: name, State: "deleted"})

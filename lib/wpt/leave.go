@@ -183,3 +183,23 @@ func (p *port) describe(h *portHandover) {
 		h.Client = p.client.left
 	}
 }
+
+// leave ends the connection in this program, and notes what another one needs
+// to go on.
+func (c *client) leave() error {
+	socket, err := duplicate(c.socket)
+	if err != nil {
+		return err
+	}
+	h := &clientHandover{Socket: socket, Negotiated: c.negotiated, Limit: c.relays.limit, NextID: c.relays.nextID}
+	unread := c.conn.Detach()
+	h.Unread = unread.Data
+	for _, f := range unread.FDs {
+		h.Files = append(h.Files, fileHandover{At: f.At, File: f.FD})
+	}
+	for id, p := range c.relays.pieces {
+		h.Pieces = append(h.Pieces, pieceHandover{ID: id, Command: p.command, Stale: p.stale})
+	}
+	c.left = h
+	return c.conn.Close()
+}

@@ -247,7 +247,7 @@ func (b *Broker) register(rt *runtime) unix.Errno {
 		}
 		select {
 		case <-before.gone:
-		case <-b.closing:
+		case <-b.ctx.Done():
 			return unix.ESHUTDOWN
 		}
 	}

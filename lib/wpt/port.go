@@ -203,7 +203,7 @@ func (p *port) accept() {
 // was restarted may be here before its end has been noticed: it has a moment.
 func (p *port) admit(conn *net.UnixConn) *client {
 	free := func() bool { return p.client == nil || p.closed }
-	p.wait(free, handoverLimit, p.broker.closing)
+	p.wait(free, handoverLimit, p.broker.ctx.Done())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
