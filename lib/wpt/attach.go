@@ -65,9 +65,13 @@ func (p *port) attach(rt *runtime) {
 	}
 	p.holder, p.told, p.detaching = rt, p.record.binding(), false
 	p.unmaps.forget()
+	// The table gets new generations, and the page the last of them before the
+	// runtime hears of anything: it must not take a part of the table for the whole.
 	r := p.regs.Page
-	base := r.MapGen
-	m := qpair.Message{Kind: qpair.MsgAttach, Port: p.id, Gen: base, Index: pollModes[p.told.poll]}
+	gen := r.MapGen
+	regions := p.regions.regions
+	atomic.StoreUint64(&r.MapGen, gen+uint64(len(regions)))
+	m := qpair.Message{Kind: qpair.MsgAttach, Port: p.id, Gen: gen, Index: pollModes[p.told.poll]}
 	if p.mapped {
 		m.Flags = qpair.PortMapped
 	}
@@ -75,9 +79,9 @@ func (p *port) attach(rt *runtime) {
 	_ = qpair.SetName(&m.Name, p.name)
 	_ = qpair.SetName(&m.Subsystem, p.told.subsystem)
 	p.send(m, p.regs.FD(), p.bells.FD(), p.state.FD(), p.kick)
-	// The table gets new generations, so that the last region's is the current.
-	for i := range p.regions.regions {
-		p.tellMapped(&p.regions.regions[i])
+	for i := range regions {
+		gen++
+		p.sendMapped(&regions[i], gen)
 	}
 	for index, vectors := range p.irqs.fds[:vfiouser.IRQMSIX+1] {
 		for v, fd := range vectors {
@@ -173,9 +177,12 @@ func (p *port) makeRoom() {
 func (p *port) nextMapGen() uint64 { return atomic.AddUint64(&p.regs.Page.MapGen, 1) }
 
 // tellMapped passes on a new region.
-func (p *port) tellMapped(r *region) {
+func (p *port) tellMapped(r *region) { p.sendMapped(r, p.nextMapGen()) }
+
+// sendMapped sends a region as generation gen of the table.
+func (p *port) sendMapped(r *region, gen uint64) {
 	m := qpair.Message{
-		Kind: qpair.MsgMap, Port: p.id, Gen: p.nextMapGen(),
+		Kind: qpair.MsgMap, Port: p.id, Gen: gen,
 		Addr: r.addr, Size: r.size, Offset: r.offset, Flags: r.flags,
 	}
 	if r.fd == noFD {

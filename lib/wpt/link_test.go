@@ -86,6 +86,46 @@ func TestRuntimeDies(t *testing.T) {
 	waitCSTS(t, c, 0)
 }
 
+// TestAttachTable: when a runtime hears of a port, the page says already which
+// generation of the region table is whole: were it told piece by piece, a quick
+// runtime would take a part of the guest's memory for all of it.
+func TestAttachTable(t *testing.T) {
+	b := startBroker(t, testPaths(t), quick)
+	p := addPort(t, b, api.PortSpec{Name: "vm1", Subsystem: "s1"})
+	c := rawClient(t, p)
+	negotiate(t, c)
+	for i := range uint64(maxRegions) {
+		payload := mapPayload(i*mib, mib, 0, vfiouser.DMARead|vfiouser.DMAWrite)
+		if err := call(c, vfiouser.CmdDMAMap, payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 8 {
+		var link *qpair.Link
+		var fds []int
+		eventually(t, "end of the runtime before", func() bool {
+			var welcome qpair.Message
+			link, welcome, fds = connect(t, b, api.DefaultRuntime)
+			return welcome.Status == 0
+		})
+		m, _, shared, err := link.Recv()
+		if err != nil || m.Kind != qpair.MsgAttach {
+			t.Fatalf("message %v: %v", m.Kind, err)
+		}
+		regs, err := qpair.Open[qpair.Registers](shared[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := regs.Page.LoadMapGen(); got != m.Gen+maxRegions {
+			t.Errorf("attached at generation %d with %d regions, the page says %d", m.Gen, maxRegions, got)
+		}
+		regs.Close()
+		link.Close()
+		qpair.CloseFDs(shared)
+		qpair.CloseFDs(fds)
+	}
+}
+
 // TestResetWithoutGone: a function reset is answered in time also while a dead
 // runtime may still write, and EN refused until it is gone.
 func TestResetWithoutGone(t *testing.T) {
