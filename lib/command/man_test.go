@@ -331,7 +331,7 @@ func TestColumns(t *testing.T) {
 			t.Errorf("%s.8: %s has %q, the page lists %q", tt.page, tt.verb, columns, listed)
 		}
 	}
-	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leapio"} {
+	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leap-pagemap", "leapio"} {
 		for verb, listed := range columnsOf(readPage(t, page+".8")) {
 			if want := map[string]int{"leap-soc volume describe": 2, "leap-soc stat": 2, "leap-soc show": 2}[page+" "+verb]; len(listed) != max(want, 1) {
 				t.Errorf("%s.8: %s lists columns %d times: %q", page, verb, len(listed), listed)

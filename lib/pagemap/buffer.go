@@ -85,6 +85,9 @@ func newBuffer(size, page uint64) (_ *Buffer, err error) {
 	return b, nil
 }
 
+// Addr returns the virtual address of the buffer.
+func (b *Buffer) Addr() uint64 { return addrOf(b.Bytes) }
+
 // Close gives the memory back.
 func (b *Buffer) Close() error {
 	var err error
@@ -103,14 +106,16 @@ func (b *Buffer) Runs(f func(Run) error) (Usage, error) {
 		return Usage{}, err
 	}
 	defer p.Close()
-	start := addrOf(b.Bytes)
+	start := b.Addr()
 	return p.Usage(start, start+uint64(len(b.Bytes)), f)
 }
 
 // Verify fills the buffer with a pattern in which every word is different, and
 // reads it back through another mapping of the same memory. progress, if not
 // nil, is called now and then with the bytes that are done, of twice the size.
-func (b *Buffer) Verify(seed uint64, progress func(done uint64)) error {
+// The pattern stays: the 64-bit word at offset N is PatternWord(N), in the
+// machine's byte order.
+func (b *Buffer) Verify(progress func(done uint64)) error {
 	other, err := unix.Mmap(b.fd, 0, len(b.Bytes), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("mapping the buffer again: %w", err)
@@ -123,11 +128,11 @@ func (b *Buffer) Verify(seed uint64, progress func(done uint64)) error {
 		}
 	}
 	for at := 0; at < len(b.Bytes); at += entrySize {
-		binary.NativeEndian.PutUint64(b.Bytes[at:], patternWord(seed, at))
+		binary.NativeEndian.PutUint64(b.Bytes[at:], PatternWord(at))
 		told(at + entrySize)
 	}
 	for at := 0; at < len(other); at += entrySize {
-		if got, want := binary.NativeEndian.Uint64(other[at:]), patternWord(seed, at); got != want {
+		if got, want := binary.NativeEndian.Uint64(other[at:]), PatternWord(at); got != want {
 			return fmt.Errorf("at offset %#x the memory holds %#016x, not %#016x as written", at, got, want)
 		}
 		told(len(other) + at + entrySize)
@@ -135,8 +140,6 @@ func (b *Buffer) Verify(seed uint64, progress func(done uint64)) error {
 	return nil
 }
 
-// patternWord is the word at an offset: a bijection of the offset, so that all
-// words of one pattern differ.
-func patternWord(seed uint64, at int) uint64 {
-	return (uint64(at) + seed) * 0x9e3779b97f4a7c15
-}
+// PatternWord is the word at an offset of what Verify writes: a bijection of the
+// offset, so that all words differ.
+func PatternWord(offset int) uint64 { return (uint64(offset) + 1) * 0x9e3779b97f4a7c15 }

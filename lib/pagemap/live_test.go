@@ -5,6 +5,8 @@ package pagemap
 
 import (
 	"bufio"
+	"bytes"
+	"debug/elf"
 	"errors"
 	"io/fs"
 	"os"
@@ -211,12 +213,12 @@ func TestLookupHugetlb(t *testing.T) {
 	if err != nil || u.Present != 2*size {
 		t.Errorf("%+v, %v", u, err)
 	}
-	if err := b.Verify(1, nil); err != nil {
+	if err := b.Verify(nil); err != nil {
 		t.Error(err)
 	}
 }
 
-// reserve has the kernel keep some more huge pages while the test runs.
+// reserve has the kernel keep as many huge pages while the test runs.
 func reserve(t *testing.T, size, pages uint64) {
 	t.Helper()
 	all, err := Pools(Sysfs)
@@ -226,6 +228,9 @@ func reserve(t *testing.T, size, pages uint64) {
 	i := slices.IndexFunc(all, func(p Pool) bool { return p.PageSize == size && p.Node < 0 })
 	if i < 0 {
 		t.Skip("no pages of this size")
+	}
+	if all[i].Free-all[i].Promised >= pages {
+		return
 	}
 	if got, err := Reserve(Sysfs, size, -1, all[i].Total+pages); err != nil || got < all[i].Total+pages {
 		t.Skipf("no huge pages: %d, %v", got, err)
@@ -252,7 +257,7 @@ func TestBuffer(t *testing.T) {
 	if err != nil || uint64(len(b.Bytes)) != 65*pageSize || u.Present != 65*pageSize || size+u.Hidden != u.Present {
 		t.Errorf("%d bytes: %+v, %v, runs of %d", len(b.Bytes), u, err, size)
 	}
-	if err := b.Verify(7, nil); err != nil {
+	if err := b.Verify(nil); err != nil {
 		t.Error(err)
 	}
 	for _, bad := range [][2]uint64{{0, 0}, {1 << 50, 0}, {pageSize, 3}, {pageSize, pageSize / 2}, {pageSize, 3 * pageSize}} {
@@ -305,6 +310,102 @@ func TestWalk(t *testing.T) {
 		stop := errors.New("stop")
 		if err := p.Walk(start, end, func(uint64, []Entry) error { return stop }); err != stop {
 			t.Errorf("an error of the callback became %v", err)
+		}
+	})
+}
+
+// TestPhysical reads memory at the physical address that Lookup tells, by way
+// of the kernel's own mapping of it.
+func TestPhysical(t *testing.T) {
+	k := frames(t)
+	core, err := os.Open("/proc/kcore")
+	if err != nil {
+		t.Skip("the kernel does not show its memory:", err)
+	}
+	defer core.Close()
+	image, err := elf.NewFile(core)
+	if err != nil {
+		t.Skip("the kernel does not show its memory:", err)
+	}
+	p := self(t, false)
+	b := mapMemory(t, -1, 8*pageSize, readWrite, anonymous)
+	for n := range 8 {
+		at := b[uint64(n)*pageSize:][:pageSize]
+		for i := range at {
+			at[i] = byte(i*(n+3) + i>>8)
+		}
+		page, err := p.Lookup(addrOf(at), k)
+		if err != nil || !page.HasPhys {
+			t.Fatalf("%+v, %v", page, err)
+		}
+		got := make([]byte, pageSize)
+		i := slices.IndexFunc(image.Progs, func(s *elf.Prog) bool {
+			const notMemory = 1<<64 - 1
+			return s.Type == elf.PT_LOAD && s.Paddr != notMemory && page.Phys-s.Paddr < s.Memsz
+		})
+		if i < 0 {
+			t.Skipf("the kernel does not show physical address %#x", page.Phys)
+		}
+		if _, err := image.Progs[i].ReadAt(got, int64(page.Phys-image.Progs[i].Paddr)); err != nil {
+			t.Skip("the kernel does not show its memory:", err)
+		}
+		if !bytes.Equal(got, at) {
+			t.Errorf("at physical address %#x is %.16x..., the page has %.16x...", page.Phys, got, at)
+		}
+	}
+}
+
+// TestSwapped needs a machine that swaps, as the guest tests have one.
+func TestSwapped(t *testing.T) {
+	if b, err := os.ReadFile("/proc/swaps"); err != nil || bytes.Count(b, []byte("\n")) < 2 {
+		t.Skip("this machine does not swap")
+	}
+	const pages = 64
+	b := mapMemory(t, -1, pages*pageSize, readWrite, anonymous)
+	for n := range uint64(pages) {
+		b[n*pageSize] = byte(n + 1)
+	}
+	both(t, func(t *testing.T, p *Process) {
+		k := frames(t)
+		swapped := func() (u Usage) {
+			t.Helper()
+			if err := unix.Madvise(b, unix.MADV_PAGEOUT); err != nil {
+				t.Fatal(err)
+			}
+			u, err := p.Usage(addrOf(b), addrOf(b)+uint64(len(b)), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u
+		}
+		for end := time.Now().Add(30 * time.Second); swapped().Swapped < pages/2*pageSize; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the kernel does not swap: %+v", swapped())
+			}
+		}
+		out := 0
+		for n := range uint64(pages) {
+			addr := addrOf(b) + n*pageSize
+			page, err := p.Lookup(addr, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if page.State != Swapped {
+				continue
+			}
+			out++
+			if page.HasPhys || page.Size != 0 || page.Entry.File() {
+				t.Errorf("a page that is swapped out: %+v", page)
+			}
+			if b[n*pageSize] != byte(n+1) {
+				t.Errorf("page %d has changed", n)
+			}
+			if page, err = p.Lookup(addr, k); err != nil || page.State != Present {
+				t.Errorf("a page that was swapped in: %+v, %v", page, err)
+			}
+		}
+		if out == 0 {
+			t.Error("no page was found swapped out")
 		}
 	})
 }
