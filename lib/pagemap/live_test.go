@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -410,15 +412,15 @@ func TestSwapped(t *testing.T) {
 	})
 }
 
-// child is another process whose memory is looked at.
-func child(t *testing.T, script string) (*exec.Cmd, *bufio.Reader, func()) {
+// child is another process whose memory is looked at, and the first line it prints.
+func child(t *testing.T, script string) (cmd *exec.Cmd, first string, out *bufio.Reader, proceed func()) {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", script)
+	cmd = exec.Command("sh", "-c", script)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
+	pipe, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,11 +432,56 @@ func child(t *testing.T, script string) (*exec.Cmd, *bufio.Reader, func()) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	r := bufio.NewReader(out)
-	if _, err := r.ReadString('\n'); err != nil {
+	out = bufio.NewReader(pipe)
+	if first, err = out.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	return cmd, r, func() { in.Write([]byte("go\n")) }
+	return cmd, strings.TrimSpace(first), out, func() { in.Write([]byte("go\n")) }
+}
+
+// TestFork: a process and the one it has forked have the same pages until one
+// of them writes.
+func TestFork(t *testing.T) {
+	k := frames(t)
+	cmd, first, _, _ := child(t, "exec 5<&0; (read x <&5; :) & echo $!; wait")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err1 := Open(cmd.Process.Pid)
+	forked, err2 := Open(pid)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Close()
+	defer forked.Close()
+	shared, own := 0, 0
+	err = parent.VMAs(func(v VMA) bool {
+		if v.Perms != "rw-p" {
+			return true
+		}
+		for addr := v.Start; addr < v.End; addr += pageSize {
+			x, err1 := parent.Lookup(addr, k)
+			y, err2 := forked.Lookup(addr, k)
+			if err := errors.Join(err1, err2); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case x.State != Present || y.State != Present || x.Zero:
+			case x.Phys != y.Phys:
+				own++
+			default:
+				shared++
+				if x.Entry.Exclusive() || x.MapCount < 2 {
+					t.Errorf("a page of two: %+v", x)
+				}
+			}
+		}
+		return true
+	})
+	if err != nil || shared == 0 || own == 0 {
+		t.Errorf("%d shared pages, %d of their own: %v", shared, own, err)
+	}
 }
 
 // aMapping returns the first mapping of a process.
@@ -455,7 +502,7 @@ func TestGone(t *testing.T) {
 		"replaced": "echo ready; read x; exec sleep 1000",
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd, out, proceed := child(t, script)
+			cmd, _, out, proceed := child(t, script)
 			p, err := Open(cmd.Process.Pid)
 			if err != nil {
 				t.Fatal(err)
@@ -499,7 +546,7 @@ func TestGone(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
-	cmd, _, proceed := child(t, "echo ready; read x")
+	cmd, _, _, proceed := child(t, "echo ready; read x")
 	proceed()
 	cmd.Wait()
 	for pid, want := range map[int]error{-1: ErrNoProcess, 0: ErrNoProcess, 1 << 30: ErrNoProcess, cmd.Process.Pid: ErrNoProcess} {

@@ -48,7 +48,7 @@ echo madvise >/sys/kernel/mm/transparent_hugepage/enabled # never, in so little 
 echo madvise >/sys/kernel/mm/transparent_hugepage/defrag
 pagemap.test -test.v >tests || { cat tests; exit 1; }
 cat tests
-for name in TestLookup TestLookupTHP TestLookupHugetlb TestPhysical TestSwapped TestMoving; do
+for name in TestLookup TestLookupTHP TestLookupHugetlb TestPhysical TestSwapped TestFork TestMoving; do
 	grep -q "^--- PASS: $name " tests || { echo "$name did not run"; exit 1; }
 done
 leap-pagemap contig --size 4M --page 2M --verify --hold -o tsv >huge &

@@ -61,7 +61,7 @@ func gpa() *cli.Command {
 		Args: "PORT ADDR...",
 		Run: func(ctx context.Context, call *cli.Call) error {
 			name := call.Arg(0)
-			if err := command.CheckNames("port", name); err != nil {
+			if err := errors.Join(command.CheckNames("port", name), checkAddresses(call.Args[1:])); err != nil {
 				return err
 			}
 			wpt, err := command.Wpt(call)

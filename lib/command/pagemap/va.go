@@ -104,6 +104,9 @@ func va() *cli.Command {
 		Help:  "With - the addresses come from standard input, and each is answered at once.",
 		Args:  "PID ADDR...",
 		Run: func(ctx context.Context, call *cli.Call) error {
+			if err := checkAddresses(call.Args[1:]); err != nil {
+				return err
+			}
 			p, err := open(call.Arg(0))
 			if err != nil {
 				return err
@@ -150,22 +153,23 @@ func eachAddress[T any](ctx context.Context, call *cli.Call, words []string, col
 		return f(addr, print)
 	}
 	var err error
-	if len(words) == 1 && words[0] == "-" {
+	if words[0] == "-" {
 		err = eachLine(ctx, call.Stdin, out.Flush, one)
 	} else {
-		if err = checkAddresses(words); err == nil {
-			for _, word := range words {
-				if err = errors.Join(one(word), context.Cause(ctx)); err != nil {
-					break
-				}
+		for _, word := range words {
+			if err = errors.Join(one(word), context.Cause(ctx)); err != nil {
+				break
 			}
 		}
 	}
 	return errors.Join(err, out.Flush())
 }
 
-// checkAddresses finds a bad one before anything is printed.
+// checkAddresses finds a bad one before anything is done.
 func checkAddresses(words []string) error {
+	if len(words) == 1 && words[0] == "-" {
+		return nil
+	}
 	for _, word := range words {
 		if word == "-" {
 			return fault.Errorf(fault.Usage, "", "", "- stands alone, it means standard input")
