@@ -28,6 +28,7 @@ func TestKeys(t *testing.T) {
 		{PortSpec{}, `{"name":"","owner":"","doorbells":"","subsystem":"","runtime":"","exist_ok":false}`},
 		{Port{}, `{"name":"","state":"","since":"0001-01-01T00:00:00Z","socket":"","owner":"","doorbells":"","subsystem":"",` +
 			`"runtime":"","poll":"","epoch":0,"client_pid":0,"client_name":"","queues":0,"regions":0,"memory":0,"reset_gen":0,"time_left":0}`},
+		{PortRegions{Regions: List[Region]{{}}}, `{"client_pid":0,"generation":0,"regions":[{"addr":0,"size":0,"perms":"","device":0,"inode":0,"offset":0}]}`},
 		{PortBinding{}, `{"subsystem":"","runtime":"","poll":""}`},
 		{QueuePair{}, `{"port":"","qid":0,"cqid":0,"sq_entries":0,"cq_entries":0,"sq_addr":0,"cq_addr":0,"sq_head":0,"sq_tail":0,` +
 			`"cq_head":0,"cq_tail":0,"vector":0,"interrupts":false,"outstanding":0,"shadow":false,"poller":"","since":"0001-01-01T00:00:00Z","completed":0}`},

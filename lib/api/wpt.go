@@ -102,6 +102,25 @@ type Port struct {
 	TimeLeft   time.Duration `json:"time_left"`   // frozen: until the guest drops its drive; else 0
 }
 
+// PortRegions is the guest memory of a port, as its client has registered it.
+type PortRegions struct {
+	ClientPID  int          `json:"client_pid"` // 0 without a client
+	Generation uint64       `json:"generation"` // rises with every change of the table
+	Regions    List[Region] `json:"regions"`    // by address
+}
+
+// Region is a range of guest memory. Device and Inode are those of the file the
+// client gave for it, as stat(2) has them; without a file both are 0, and the
+// memory is reached by messages.
+type Region struct {
+	Addr   uint64     `json:"addr"` // guest-physical
+	Size   units.Size `json:"size"`
+	Perms  string     `json:"perms"` // r, w, rw: what devices may do
+	Device uint64     `json:"device"`
+	Inode  uint64     `json:"inode"`
+	Offset uint64     `json:"offset"` // of Addr in the file
+}
+
 // Runtime is a leap-soc process that is attached to leap-wpt.
 type Runtime struct {
 	Name  string       `json:"name"`

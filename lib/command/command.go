@@ -17,6 +17,7 @@
 //	         the runtime; whole setups, which run verbs of the others
 //	qmap     leap-qmap: which port shows what; queue pairs
 //	rdma     leap-rdma: listeners for hosts; looking at those of others, and measuring them
+//	pagemap  leap-pagemap: what addresses are
 //	leapio   leapio: all of them in one binary, and leapio serve
 //
 // The scripts in testdata/script run the commands with real daemons, and so do

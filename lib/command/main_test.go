@@ -14,6 +14,7 @@ import (
 
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command/leapio"
+	"github.com/leapio/leapio/lib/command/pagemap"
 	"github.com/leapio/leapio/lib/command/qmap"
 	"github.com/leapio/leapio/lib/command/rdma"
 	"github.com/leapio/leapio/lib/command/soc"
@@ -22,7 +23,7 @@ import (
 
 // trees are the commands with trees of their own, by name.
 var trees = map[string]func() *cli.Command{
-	"leap-wpt": wpt.Command, "leap-soc": soc.Command, "leap-qmap": qmap.Command, "leap-rdma": rdma.Command,
+	"leap-wpt": wpt.Command, "leap-soc": soc.Command, "leap-qmap": qmap.Command, "leap-rdma": rdma.Command, "leap-pagemap": pagemap.Command,
 }
 
 // TestMain makes this binary be the commands when it is called by their names,

@@ -260,7 +260,7 @@ func columnsOf(text string) map[string][]string {
 		case depth == 1 && strings.HasPrefix(line, ".It Cm "):
 			var words []string
 			for _, word := range strings.Fields(line[7:]) {
-				if len(word) == 2 && word != "ls" || strings.Contains(word, "|") {
+				if len(word) == 2 && strings.ToLower(word) != word || strings.Contains(word, "|") {
 					break // the next macro, or a choice of words
 				}
 				words = append(words, word)
@@ -323,6 +323,12 @@ func TestColumns(t *testing.T) {
 		{"leap-rdma", "discover", "leap-rdma discover $(leap-rdma list -o tsv | cut -f 2)"},
 		{"leap-rdma", "ping", "leap-rdma ping $(leap-rdma list -o tsv | cut -f 2) --count 1"},
 		{"leap-rdma", "bench", "leap-soc volume create d2 mem size=1M >&2 && leap-rdma bench $(leap-rdma listen tcp://127.0.0.1:0 d2 --allow any) --time 1ms | sed 1,2d"},
+		{"leap-pagemap", "va", "leap-pagemap va $$ 0x0"},
+		{"leap-pagemap", "ranges", "leap-pagemap ranges $$"},
+		{"leap-pagemap", "gpa", "leap-pagemap gpa vm1 0x0"},
+		{"leap-pagemap", "contig", "leap-pagemap contig --size 4K"},
+		{"leap-pagemap", "hugepages list", "leap-pagemap hugepages list"},
+		{"leap-pagemap", "bench", "leap-pagemap bench --size 4K --time 1ms"},
 		{"leapio", "serve", "leapio serve null size=1M -o tsv >row & until test -s row; do sleep 0.05; done; kill $!; echo QEMU SOCKET RUN-DIR STATE-DIR; test $(tr -cd '\\t' <row | wc -c) = 3"},
 	} {
 		columns := heading(sh(tt.command))
@@ -331,7 +337,7 @@ func TestColumns(t *testing.T) {
 			t.Errorf("%s.8: %s has %q, the page lists %q", tt.page, tt.verb, columns, listed)
 		}
 	}
-	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leapio"} {
+	for _, page := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leap-pagemap", "leapio"} {
 		for verb, listed := range columnsOf(readPage(t, page+".8")) {
 			if want := map[string]int{"leap-soc volume describe": 2, "leap-soc stat": 2, "leap-soc show": 2}[page+" "+verb]; len(listed) != max(want, 1) {
 				t.Errorf("%s.8: %s lists columns %d times: %q", page, verb, len(listed), listed)

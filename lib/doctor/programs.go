@@ -48,7 +48,7 @@ func firstLine(s string) string {
 // programs compares our own commands in PATH with this one.
 func (d *Doctor) programs(ctx context.Context) []Finding {
 	var findings []Finding
-	for _, name := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma"} {
+	for _, name := range []string{"leap-wpt", "leap-soc", "leap-qmap", "leap-rdma", "leap-pagemap"} {
 		check := "command " + name
 		path, err := exec.LookPath(name)
 		if err != nil {

@@ -45,6 +45,13 @@ func (b *Broker) mux() *http.ServeMux {
 		}
 		return p.show(), nil
 	})
+	api.Handle(mux, "GET /v1/ports/{name}/regions", func(ctx context.Context, _ api.None) (api.PortRegions, error) {
+		p, err := b.port("port regions", api.Param(ctx, "name"))
+		if err != nil {
+			return api.PortRegions{}, err
+		}
+		return p.showRegions()
+	})
 	api.Handle(mux, "PUT /v1/ports/{name}", func(ctx context.Context, to api.PortBinding) (api.Port, error) {
 		return b.bindPort(api.Param(ctx, "name"), to)
 	})

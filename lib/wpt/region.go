@@ -9,8 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/units"
 )
 
 // maxRegions is how many regions of guest memory one client may register, as
@@ -164,4 +166,45 @@ func checkMemory(fd int, offset, size uint64) error {
 		return fmt.Errorf("memory file on a FUSE file system: %w", unix.EINVAL)
 	}
 	return nil
+}
+
+// showRegions describes the guest memory of the port. Its own page is none, also
+// if the client has registered it.
+func (p *port) showRegions() (api.PortRegions, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return api.PortRegions{}, nil // it was there a moment ago
+	}
+	out := api.PortRegions{Generation: p.regs.Page.LoadMapGen()}
+	if p.client != nil {
+		out.ClientPID = p.client.pid
+	}
+	for i := range p.regions.regions {
+		r := &p.regions.regions[i]
+		if r.flags&qpair.RegionOwn != 0 {
+			continue
+		}
+		shown := api.Region{Addr: r.addr, Size: units.Size(r.size), Perms: perms(r.flags), Offset: r.offset}
+		if r.fd >= 0 {
+			var st unix.Stat_t
+			if err := unix.Fstat(r.fd, &st); err != nil {
+				return api.PortRegions{}, fmt.Errorf("region %#x+%#x: %w", r.addr, r.size, err)
+			}
+			shown.Device, shown.Inode = st.Dev, st.Ino
+		}
+		out.Regions = append(out.Regions, shown)
+	}
+	return out, nil
+}
+
+// perms are the letters of api.Region.
+func perms(flags uint32) (s string) {
+	if flags&qpair.RegionRead != 0 {
+		s += "r"
+	}
+	if flags&qpair.RegionWrite != 0 {
+		s += "w"
+	}
+	return s
 }

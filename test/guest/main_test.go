@@ -29,6 +29,7 @@
 //	nvmet_test.go     the same with the Linux kernel's target there
 //	hotplug_test.go   a drive that is plugged in and out
 //	firmware_test.go  drives as SeaBIOS and UEFI use them
+//	pagemap_test.go   what leap-pagemap says, inside a guest and of one
 //	demo_test.go      what make demo runs
 package guest_test
 

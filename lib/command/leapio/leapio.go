@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/leapio/leapio/lib/cli"
+	"github.com/leapio/leapio/lib/command/pagemap"
 	"github.com/leapio/leapio/lib/command/qmap"
 	"github.com/leapio/leapio/lib/command/rdma"
 	"github.com/leapio/leapio/lib/command/soc"
@@ -22,7 +23,7 @@ import (
 
 // commands are the trees, by the first word that chooses them.
 func commands() map[string]*cli.Command {
-	return map[string]*cli.Command{"wpt": wpt.Command(), "soc": soc.Command(), "qmap": qmap.Command(), "rdma": rdma.Command()}
+	return map[string]*cli.Command{"wpt": wpt.Command(), "soc": soc.Command(), "qmap": qmap.Command(), "rdma": rdma.Command(), "pagemap": pagemap.Command()}
 }
 
 // Main runs the command that args[0], a name such as leap-soc, or else the first
@@ -49,7 +50,7 @@ func whole(status *int) *cli.Command {
 		Name:  "leapio",
 		Usage: "virtual NVMe drives for virtual machines: all commands in one",
 	}
-	for _, word := range []string{"wpt", "soc", "qmap", "rdma"} {
+	for _, word := range []string{"wpt", "soc", "qmap", "rdma", "pagemap"} {
 		tree := trees[word]
 		tree.Name = word
 		root.Commands = append(root.Commands, tree)
