@@ -19,17 +19,19 @@ import (
 	"github.com/leapio/leapio/lib/pagemap"
 )
 
-// What leap-pagemap says of a stock kernel's memory is true: the live tests of
-// lib/pagemap run in a guest that swaps to its drive and shows its memory in
+// What leap-pagemap says of a stock kernel's memory is true: its live tests run
+// in a guest that swaps to its drive, merges pages, and shows its memory in
 // /proc/kcore; and a pattern that the guest puts where its own leap-pagemap
 // says is found by the host, by way of leap-pagemap gpa, in QEMU's memory.
 func TestPagemap(t *testing.T) {
-	tests := filepath.Join(t.TempDir(), "pagemap.test")
-	build := exec.Command("go", "test", "-c", "-o", tests, "./lib/pagemap")
-	build.Dir = "../.."
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	dir := t.TempDir()
+	for name, pkg := range map[string]string{"pagemap.test": "./lib/pagemap", "watch.test": "./lib/command/pagemap"} {
+		build := exec.Command("go", "test", "-c", "-o", filepath.Join(dir, name), pkg)
+		build.Dir = "../.."
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
 	r := newRig(t)
 	r.leap("leap-soc volume create d1 file size=256M")
@@ -37,7 +39,8 @@ func TestPagemap(t *testing.T) {
 	vm := r.start(machine{ports: []string{"vm1"}, Config: guest.Config{
 		Append: "hugepages=8",
 		Files: map[string]guest.File{
-			"bin/pagemap.test": {Host: tests, Mode: 0o755},
+			"bin/pagemap.test": {Host: filepath.Join(dir, "pagemap.test"), Mode: 0o755},
+			"bin/watch.test":   {Host: filepath.Join(dir, "watch.test"), Mode: 0o755},
 			"bin/leap-pagemap": {Host: filepath.Join(bin, "leap-pagemap"), Mode: 0o755},
 		},
 		Job: `
@@ -46,9 +49,12 @@ mkswap /dev/nvme0n1
 swapon /dev/nvme0n1
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled # never, in so little memory
 echo madvise >/sys/kernel/mm/transparent_hugepage/defrag
+echo 1 >/sys/kernel/mm/ksm/run
+echo 1000 >/sys/kernel/mm/ksm/pages_to_scan
 pagemap.test -test.v >tests || { cat tests; exit 1; }
+watch.test -test.v -test.run Watch >>tests || { cat tests; exit 1; }
 cat tests
-for name in TestLookup TestLookupTHP TestLookupHugetlb TestPhysical TestSwapped TestFork TestMoving; do
+for name in TestLookup TestLookupTHP TestLookupHugetlb TestPhysical TestSwapped TestFork TestMoving TestWatch TestWatchMoved TestWatchSwapped TestWatchMerged; do
 	grep -q "^--- PASS: $name " tests || { echo "$name did not run"; exit 1; }
 done
 leap-pagemap contig --size 4M --page 2M --verify --hold -o tsv >huge &

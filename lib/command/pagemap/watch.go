@@ -20,9 +20,8 @@ const shortestInterval = 10 * time.Millisecond
 // What may have happened to a page between two looks.
 const (
 	changeMoved   = "moved"       // migration, compaction, a huge page made or broken up
-	changeCopied  = "copied"      // written: the process has a page of its own now
+	changeCopied  = "copied"      // written, and no longer shared: the process has a page of its own now
 	changeMerged  = "merged"      // the same as another, and shared with it (KSM)
-	changeSplit   = "unmerged"    // written, and no longer shared
 	changeOut     = "swapped-out" // to a swap area
 	changeIn      = "swapped-in"
 	changeDropped = "dropped" // not there any more
@@ -132,11 +131,7 @@ func (w *watcher) look(pages []seen) ([]seen, error) {
 		}
 		found = true
 		err = w.process.Walk(v.Start, v.End, func(addr uint64, entries []pagemap.Entry) error {
-			for i, e := range entries {
-				if e.Present() || e.Swapped() {
-					pages = append(pages, seen{addr + uint64(i)*pagemap.PageSize(), e})
-				}
-			}
+			pages = appendSeen(pages, addr, entries)
 			return nil
 		})
 		return err == nil
@@ -145,6 +140,16 @@ func (w *watcher) look(pages []seen) ([]seen, error) {
 		err = fault.Errorf(fault.NotFound, "", w.name, "process %d has no mapping of this name", w.process.PID())
 	}
 	return pages, err
+}
+
+// appendSeen adds the pages that are in memory or swapped out.
+func appendSeen(pages []seen, addr uint64, entries []pagemap.Entry) []seen {
+	for i, e := range entries {
+		if e.Present() || e.Swapped() {
+			pages = append(pages, seen{addr + uint64(i)*pagemap.PageSize(), e})
+		}
+	}
+	return pages
 }
 
 // compare prints what is not where it was. Both are sorted by address.
@@ -194,7 +199,7 @@ func (w *watcher) what(before, now pagemap.Entry) string {
 		}
 		return changeSpecial
 	case hadFrame && hasFrame:
-		return w.moved(before, now, from, to)
+		return w.moved(before, now, to)
 	case now.Swapped() && !before.Swapped():
 		return changeOut
 	case before.Swapped() && now.Present():
@@ -205,16 +210,14 @@ func (w *watcher) what(before, now pagemap.Entry) string {
 	return ""
 }
 
-// moved says why a page has another frame.
-func (w *watcher) moved(before, now pagemap.Entry, from, to uint64) string {
+// moved says why a page has another frame. Some kernels (6.12) flag every
+// anonymous page as one of KSM; those that are merged have others beside them.
+func (w *watcher) moved(before, now pagemap.Entry, to uint64) string {
 	is, _ := w.frames.Flags(to) // an error is a frame without flags
-	was, _ := w.frames.Flags(from)
 	switch {
-	case is&pagemap.FlagKSM != 0 && now.File() == before.File():
+	case is&pagemap.FlagKSM != 0 && !now.Exclusive():
 		return changeMerged
-	case was&pagemap.FlagKSM != 0:
-		return changeSplit
-	case was&pagemap.FlagZero != 0, before.File() && !now.File():
+	case before.File() && !now.File(), !before.Exclusive() && now.Exclusive():
 		return changeCopied
 	}
 	return changeMoved
