@@ -1,0 +1,589 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package command_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
+)
+
+// TestConfined does all that daemons do while they are confined as by their
+// units, without a service manager: a setting that takes something away that they
+// need, or a system call that is not on the list, fails it.
+func TestConfined(t *testing.T) {
+	if auditArch == 0 {
+		t.Skip("no filters are made for this machine")
+	}
+	programs := t.TempDir()
+	// As they are shipped: with the race detector, or cgo, this binary makes other
+	// system calls.
+	build := exec.Command("go", "build", "-trimpath", "-o", programs, "github.com/leapio/leapio/cmd/leap-wpt", "github.com/leapio/leapio/cmd/leap-soc",
+		"github.com/leapio/leapio/cmd/leap-qmap", "github.com/leapio/leapio/cmd/leap-rdma")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the commands: %v\n%s", err, out)
+	}
+	for _, name := range []string{"calls", "threads", "unit"} {
+		t.Run(name, func(t *testing.T) {
+			r := newConfined(t, programs)
+			switch name {
+			case "threads": // as where a container runtime forbids io_uring
+				r.refused = []string{"io_uring_setup", "io_uring_enter", "io_uring_register"}
+			case "unit":
+				if os.Geteuid() != 0 {
+					t.Skip("only root can do what a service manager does")
+				}
+				r.unit()
+			}
+			r.everything(name == "calls")
+		})
+	}
+}
+
+// confined are daemons that are confined, and what they share.
+type confined struct {
+	t        *testing.T
+	programs string // the folder of the commands
+	dir      string // short, with the folders run and state
+	refused  []string
+	box      func() *sandbox // nil: none
+	daemons  map[string]*process
+	next     int // number of the log
+}
+
+func newConfined(t *testing.T, programs string) *confined {
+	dir, err := os.MkdirTemp("/tmp", "leap-confined")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &confined{t: t, programs: programs, dir: dir, daemons: make(map[string]*process)}
+	for _, name := range []string{"run", "state"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		(&world{run: filepath.Join(dir, "run"), daemons: r.daemons}).end()
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+			for _, log := range logs {
+				b, _ := os.ReadFile(log)
+				t.Logf("%s:\n%s", filepath.Base(log), b)
+			}
+		}
+		os.RemoveAll(dir)
+	})
+	return r
+}
+
+// unit has the daemons run as the user of their units, in folders of the machine's
+// names.
+func (r *confined) unit() {
+	const user, disk = 54321, 54322
+	write := func(name, text string) string {
+		path := filepath.Join(r.dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			r.t.Fatal(err)
+		}
+		return path
+	}
+	for _, path := range []string{r.dir, r.programs} {
+		if err := os.Chmod(path, 0o755); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"run": 0o755, "state": 0o700} {
+		path := filepath.Join(r.dir, name)
+		if err := errors.Join(os.Chown(path, user, user), os.Chmod(path, mode)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	users := write("passwd", fmt.Sprintf("root:x:0:0::/root:/bin/sh\nleapio:x:%d:%d::/var/lib/leapio:/usr/sbin/nologin\n", user, user))
+	groups := write("group", fmt.Sprintf("root:x:0:\nleapio:x:%d:\ndisk:x:%d:\n", user, disk))
+	r.box = func() *sandbox {
+		return &sandbox{
+			UID: user, GID: user, Groups: []uint32{disk},
+			Bound: []bound{
+				{Path: "/run", Mode: 0o755}, {Path: "/run/leapio", Source: filepath.Join(r.dir, "run")},
+				{Path: "/var/lib", Mode: 0o755}, {Path: "/var/lib/leapio", Source: filepath.Join(r.dir, "state")},
+				{Path: "/usr/local/bin", Source: r.programs},
+				{Path: "/etc/passwd", Source: users}, {Path: "/etc/group", Source: groups},
+			},
+			// StateDirectory=.
+			writable: []string{"/var/lib/leapio"},
+		}
+	}
+}
+
+// command makes a command of one of the programs, for who runs the test.
+func (r *confined) command(words ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(r.programs, words[0]), words[1:]...)
+	cmd.Env = append(os.Environ(), "LEAP_RUN_DIR="+filepath.Join(r.dir, "run"), "LEAP_STATE_DIR="+filepath.Join(r.dir, "state"))
+	return cmd
+}
+
+// run runs a command, and returns what it prints.
+func (r *confined) run(line string) string {
+	r.t.Helper()
+	cmd := r.command(strings.Fields(line)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		r.t.Fatalf("%s: %v\n%s%s", line, err, out, stderr.Bytes())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// start starts a daemon by the words of its unit and more, and waits until it
+// serves if it is to.
+func (r *confined) start(daemon, name string, more ...string) {
+	r.t.Helper()
+	s := readService(r.t, daemon)
+	var box *sandbox
+	argv := s.words("ExecStart")
+	if r.box != nil {
+		box = r.box()
+	} else {
+		argv[0] = filepath.Join(r.programs, filepath.Base(argv[0]))
+		if i := slices.Index(argv, "--group"); i >= 0 { // here is no such group
+			argv = slices.Delete(argv, i, i+2)
+		}
+	}
+	c := s.confine(r.t, box)
+	for _, call := range r.refused {
+		c.Refused = append(c.Refused, callNumbers(r.t, "amd64")[call]) // these are new, and the same everywhere
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	self, err := exec.LookPath("confined")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.next++
+	log, err := os.Create(filepath.Join(r.dir, fmt.Sprintf("%s-%d.log", name, r.next)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer log.Close()
+	p := &process{cmd: exec.Command(self, append(argv, more...)...), log: log.Name(), done: make(chan struct{})}
+	p.cmd.Args[0] = "confined"
+	p.cmd.Env = append(os.Environ(), envConfinement+"="+string(text))
+	if r.box != nil {
+		p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET=/run/leapio/notify")
+	} else {
+		p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET="+filepath.Join(r.dir, "run", "notify"), "LEAP_RUN_DIR="+filepath.Join(r.dir, "run"), "LEAP_STATE_DIR="+filepath.Join(r.dir, "state"))
+	}
+	p.cmd.Dir, p.cmd.Stderr = "/", log
+	if err := p.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.done)
+	}()
+	if slices.Contains(more, "--standby") {
+		r.daemons["standby"] = p
+		return
+	}
+	r.daemons[name] = p
+	r.wait(name+" serves", func() bool { return r.pid(name) == p.cmd.Process.Pid }, p)
+	c.check(r.t, p.cmd.Process.Pid)
+}
+
+// check sees that a process is confined, as proc_pid_status(5) has it.
+func (c *confinement) check(t *testing.T, pid int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n", fmt.Sprintf("Umask:\t%04o\n", c.Umask)}
+	if box := c.Sandbox; box != nil {
+		var set uint64
+		for _, capability := range box.Capabilities {
+			set |= 1 << capability
+		}
+		want = append(want, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", box.UID), fmt.Sprintf("CapEff:\t%016x\n", set), fmt.Sprintf("CapBnd:\t%016x\n", set))
+	}
+	for _, line := range want {
+		if !strings.Contains(string(status), line) {
+			t.Errorf("process %d has no %q in:\n%s", pid, line, status)
+		}
+	}
+}
+
+// babble says something to a control socket that is no request.
+func (r *confined) babble(socket string) {
+	r.t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(r.dir, "run", socket))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("what?\r\n\r\n")); err != nil {
+		r.t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(conn); err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) {
+		r.t.Fatalf("%s answers %q, %v", socket, answer, err)
+	}
+}
+
+// manager is who daemons tell what they do, as to systemd; nobody listens.
+func (r *confined) manager() {
+	r.t.Helper()
+	address := filepath.Join(r.dir, "run", "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { conn.Close() })
+	if err := os.Chmod(address, 0o666); err != nil {
+		r.t.Fatal(err)
+	}
+	go func() {
+		for b := make([]byte, 4096); ; {
+			if _, err := conn.Read(b); err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// pid is who a pid file names, 0 for nobody.
+func (r *confined) pid(name string) int {
+	b, _ := os.ReadFile(filepath.Join(r.dir, "run", name+".pid"))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return pid
+}
+
+// wait waits for something. The end of a process that it depends on is the end of
+// the test.
+func (r *confined) wait(what string, ok func() bool, on *process) {
+	r.t.Helper()
+	for begin := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
+		if on != nil {
+			select {
+			case <-on.done:
+				r.t.Fatalf("waiting until %s: %v", what, on.cmd.ProcessState)
+			default:
+			}
+		}
+		if time.Since(begin) > limit {
+			r.t.Fatalf("waiting until %s", what)
+		}
+	}
+}
+
+// ends sends a signal to a daemon, and waits for its end.
+func (r *confined) ends(name string, sig unix.Signal, code int) {
+	r.t.Helper()
+	p := r.daemons[name]
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		r.t.Fatal(err)
+	}
+	r.gone(name, code)
+}
+
+func (r *confined) gone(name string, code int) {
+	r.t.Helper()
+	p := r.daemons[name]
+	select {
+	case <-p.done:
+	case <-time.After(limit):
+		r.t.Fatalf("%s does not end", name)
+	}
+	if got := p.cmd.ProcessState.ExitCode(); got != code {
+		r.t.Fatalf("%s: %v, want exit code %d", name, p.cmd.ProcessState, code)
+	}
+	delete(r.daemons, name)
+}
+
+// confinedGuest is a machine that uses the drive of a port.
+type confinedGuest struct {
+	*machine
+	t     *testing.T
+	drive *vfiousertest.NVMe
+}
+
+// guest boots a machine. Its interrupts are MSI-X; how says more.
+func (r *confined) guest(port string, options vfiousertest.MemoryOptions, shadow bool) *confinedGuest {
+	r.t.Helper()
+	options.Low = 16 << 20
+	memory, err := vfiousertest.NewMemory(options)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	g := &confinedGuest{machine: &machine{memory: memory}, t: r.t}
+	r.t.Cleanup(g.close)
+	must := func(err error) {
+		r.t.Helper()
+		if err != nil {
+			r.t.Fatalf("port %s: %v", port, err)
+		}
+	}
+	g.client, err = vfiousertest.Dial(filepath.Join(r.dir, "run", "port", port, "cntrl"), memory, vfiousertest.Options{})
+	must(err)
+	g.drive, err = vfiousertest.NewNVMe(g.client)
+	must(err)
+	must(g.drive.UseMSIX())
+	must(g.drive.Enable(16))
+	if shadow {
+		must(g.drive.EnableShadowDoorbells())
+	}
+	g.pair, err = g.drive.CreatePair(1, 16, 1)
+	must(err)
+	return g
+}
+
+// do makes one I/O command with data.
+func (g *confinedGuest) do(e nvme.SQE, data []byte) error {
+	if data != nil {
+		buffer, err := g.memory.NewBuffer(len(data), vfiousertest.Shape{})
+		if err != nil {
+			return err
+		}
+		defer buffer.Free()
+		buffer.Write(data)
+		buffer.Set(&e)
+	}
+	_, err := g.pair.Do(e)
+	return err
+}
+
+// use makes every kind of I/O command on a namespace, and sees what it does.
+func (g *confinedGuest) use(nsid uint32, keeps bool) {
+	g.t.Helper()
+	const block, n = 512, 8192
+	data, got := bytes.Repeat([]byte("leapio: "), n/8), make([]byte, n)
+	command := func(op nvme.IOOpcode, rw nvme.RW) nvme.SQE {
+		e := nvme.SQE{Opcode: uint8(op), NSID: nsid}
+		rw.NLB = n/block - 1
+		rw.Put(&e)
+		return e
+	}
+	must := func(what string, err error) {
+		g.t.Helper()
+		if err != nil {
+			g.t.Fatalf("namespace %d: %s: %v", nsid, what, err)
+		}
+	}
+	must("write", g.pair.Write(nsid, 0, data, block))
+	must("write with FUA", g.do(command(nvme.IOWrite, nvme.RW{SLBA: 64, FUA: true}), data))
+	must("flush", g.pair.Flush(nsid))
+	must("read", g.pair.Read(nsid, 0, got, block))
+	if keeps && !bytes.Equal(got, data) {
+		g.t.Fatalf("namespace %d: reads %.8q", nsid, got)
+	}
+	if !keeps {
+		return
+	}
+	must("compare", g.do(command(nvme.IOCompare, nvme.RW{SLBA: 64}), data))
+	must("verify", g.do(command(nvme.IOVerify, nvme.RW{}), nil))
+	must("write zeroes", g.do(command(nvme.IOWriteZeroes, nvme.RW{DEAC: true}), nil))
+	must("write zeroes, not deallocated", g.do(command(nvme.IOWriteZeroes, nvme.RW{SLBA: 128}), nil))
+	must("read", g.pair.Read(nsid, 0, got, block))
+	if !bytes.Equal(got, make([]byte, n)) {
+		g.t.Fatalf("namespace %d: after write zeroes it reads %.8q", nsid, got)
+	}
+	trim := nvme.SQE{Opcode: uint8(nvme.IODatasetManagement), NSID: nsid}
+	nvme.DatasetManagement{AD: true}.Put(&trim)
+	must("deallocate", g.do(trim, nvme.SliceBytes([]nvme.DSMRange{{SLBA: 64, NLB: n / block}})))
+}
+
+// everything is what daemons do in their lives.
+func (r *confined) everything(hang bool) {
+	t := r.t
+	r.manager()
+	r.start("leap-wpt", "wpt")
+	r.start("leap-soc", "soc")
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		t.Fatal(err)
+	}
+	cpu := 0
+	for !cpus.IsSet(cpu) {
+		cpu++
+	}
+	r.start("leap-soc", "far", "--name", "far", "--pollers", strconv.Itoa(cpu))
+	program := func(name string) string {
+		if r.box != nil { // as the daemons see it
+			return "/usr/local/bin/" + name
+		}
+		return filepath.Join(r.programs, name)
+	}
+
+	// Volumes of all kinds, and ports with all kinds of doorbells and memory.
+	r.run("leap-soc volume create far1 mem size=16M --runtime far")
+	url := r.run("leap-rdma listen tcp://127.0.0.1:0 far1 --allow any --runtime far")
+	for _, volume := range []string{"d1 file size=16M", "d2 mem size=16M", "d3 null size=16M", "e1 file size=16M", "f1 mem size=16M", "h1 file size=4M"} {
+		r.run("leap-soc volume create " + volume)
+	}
+	r.run("leap-rdma connect " + url + " d4")
+	r.run("leap-wpt port add vm2 --doorbells map")
+	r.run("leap-qmap map vm1 d1 d2 d3 d4")
+	r.run("leap-qmap map vm2 e1")
+	r.run("leap-qmap map vm3 f1")
+	vm1 := r.guest("vm1", vfiousertest.MemoryOptions{}, true)
+	vm2 := r.guest("vm2", vfiousertest.MemoryOptions{}, false)
+	vm3 := r.guest("vm3", vfiousertest.MemoryOptions{Private: true}, false)
+	use := func() {
+		t.Helper()
+		for nsid, keeps := range []bool{true, true, false, true} {
+			vm1.use(uint32(nsid)+1, keeps)
+		}
+		vm2.use(1, true)
+	}
+	use()
+	vm3.use(1, true)
+
+	// Their shape, and a host.
+	r.run("leap-soc volume resize d1 32M")
+	r.run("leap-soc volume resize d2 8M --shrink")
+	r.run("leap-soc volume resize d2 16M")
+	format := nvme.SQE{Opcode: uint8(nvme.AdminFormatNVM), NSID: 1}
+	for _, e := range []nvme.SQE{format, {Opcode: format.Opcode, NSID: 2}} {
+		if _, err := vm1.drive.AdminCommand(e); err != nil {
+			t.Fatal("format:", err)
+		}
+	}
+	r.run("leap-soc subsystem create s1 --allow-any")
+	r.run("leap-soc namespace add s1 h1")
+	local := r.run("leap-rdma listen tcp://127.0.0.1:0 s1")
+	r.run("leap-rdma discover " + strings.TrimSuffix(local, local[strings.LastIndex(local, "/"):]))
+	r.run("leap-rdma bench " + local + " --pattern mixed --verify --overwrite --passes 1 --queues 2 --data-digest")
+
+	// Who looks.
+	for _, line := range []string{
+		"leap-soc show", "leap-soc show limits", "leap-soc stat", "leap-soc stat --by queue", "leap-soc metrics", "leap-soc export", "leap-soc wait port vm1 enabled",
+		"leap-wpt show", "leap-wpt port list", "leap-qmap list", "leap-rdma list",
+	} {
+		r.run(line)
+	}
+
+	for _, socket := range []string{"wpt.sock", "soc.sock"} {
+		r.babble(socket)
+	}
+
+	// What takes their places.
+	enabled := func() {
+		t.Helper()
+		r.run("leap-soc wait port vm1 enabled --timeout 60s")
+		r.run("leap-soc wait port vm2 enabled --timeout 60s")
+	}
+	if err := r.command("leap-soc", "upgrade", program("leap-wpt")).Run(); err == nil {
+		t.Error("leap-wpt is leap-soc")
+	}
+	r.run("leap-wpt upgrade " + program("leap-wpt"))
+	enabled()
+	use()
+	r.run("leap-soc upgrade " + program("leap-soc"))
+	r.gone("soc", 0)
+	enabled()
+	use()
+	before := r.pid("soc")
+	r.start("leap-soc", "soc", "--standby")
+	if err := unix.Kill(before, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	standby := r.daemons["standby"]
+	delete(r.daemons, "standby")
+	r.daemons["soc"] = standby
+	r.wait("the standby serves", func() bool { return r.pid("soc") == standby.cmd.Process.Pid }, standby)
+	enabled()
+	use()
+	vm3.use(1, true)
+
+	// A guest whose memory goes, which is a fault in leap-soc.
+	vm3.close()
+	r.run("leap-soc wait port vm3 waiting --timeout 60s")
+	thief := r.guest("vm3", vfiousertest.MemoryOptions{High: 1 << 20}, false)
+	at, _, err := thief.memory.AllocHigh(vfiousertest.PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := thief.memory.Shrink(16 << 20); err != nil {
+		t.Fatal(err)
+	}
+	write := nvme.SQE{Opcode: uint8(nvme.IOWrite), NSID: 1, PRP1: at}
+	if err := thief.pair.Submit(write, func(nvme.CQE) {}); err != nil {
+		t.Fatal(err)
+	}
+	if err := thief.drive.WaitCSTS("fatal", limit, nvme.CSTS.CFS); err != nil {
+		t.Fatal(err)
+	}
+	thief.close()
+	use()
+
+	// A runtime that hangs, and is killed.
+	if hang {
+		again := r.guest("vm3", vfiousertest.MemoryOptions{}, false)
+		if err := standby.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		again.close()
+		r.gone("soc", -1)
+		r.start("leap-soc", "soc")
+		enabled()
+		use()
+	}
+
+	// The end.
+	for _, name := range []string{"wpt", "soc"} {
+		if err := r.daemons[name].cmd.Process.Signal(unix.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.run("leap-qmap unmap vm3")
+	r.run("leap-wpt port remove vm3")
+	r.run("leap-soc volume delete f1")
+	r.run("leap-rdma unlisten " + local)
+	r.run("leap-soc namespace remove s1 1")
+	r.run("leap-soc volume delete h1 --data")
+	r.ends("far", unix.SIGQUIT, 2) // last words, of all goroutines
+	r.ends("soc", unix.SIGTERM, 0)
+	broker := r.daemons["wpt"]
+	if err := broker.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.wait("the first TERM is refused", func() bool { return strings.Contains(broker.read(), "not ending: ") }, broker)
+	vm1.close()
+	vm2.close()
+	r.ends("wpt", unix.SIGTERM, 0)
+	logs, err := filepath.Glob(filepath.Join(r.dir, "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, log := range logs {
+		b, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte("SIGSYS")) || bytes.Contains(b, []byte("bad system call")) {
+			t.Errorf("%s: a system call that is not allowed", filepath.Base(log))
+		}
+	}
+}
