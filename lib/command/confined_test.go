@@ -32,18 +32,11 @@ func TestConfined(t *testing.T) {
 	if auditArch == 0 {
 		t.Skip("no filters are made for this machine")
 	}
-	programs := t.TempDir()
-	// As they are shipped: with the race detector, or cgo, this binary makes other
-	// system calls.
-	build := exec.Command("go", "build", "-trimpath", "-o", programs, "github.com/leapio/leapio/cmd/leap-wpt", "github.com/leapio/leapio/cmd/leap-soc",
-		"github.com/leapio/leapio/cmd/leap-qmap", "github.com/leapio/leapio/cmd/leap-rdma")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the commands: %v\n%s", err, out)
-	}
+	programs := buildPrograms(t)
 	for _, name := range []string{"calls", "threads", "unit"} {
 		t.Run(name, func(t *testing.T) {
-			r := newConfined(t, programs)
+			r := &confined{installed: newInstalled(t, programs)}
+			r.manager()
 			switch name {
 			case "threads": // as where a container runtime forbids io_uring
 				r.refused = []string{"io_uring_setup", "io_uring_enter", "io_uring_register"}
@@ -58,40 +51,11 @@ func TestConfined(t *testing.T) {
 	}
 }
 
-// confined are daemons that are confined, and what they share.
+// confined are daemons that are confined.
 type confined struct {
-	t        *testing.T
-	programs string // the folder of the commands
-	dir      string // short, with the folders run and state
-	refused  []string
-	box      func() *sandbox // nil: none
-	daemons  map[string]*process
-	next     int // number of the log
-}
-
-func newConfined(t *testing.T, programs string) *confined {
-	dir, err := os.MkdirTemp("/tmp", "leap-confined")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &confined{t: t, programs: programs, dir: dir, daemons: make(map[string]*process)}
-	for _, name := range []string{"run", "state"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() {
-		(&world{run: filepath.Join(dir, "run"), daemons: r.daemons}).end()
-		if t.Failed() {
-			logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
-			for _, log := range logs {
-				b, _ := os.ReadFile(log)
-				t.Logf("%s:\n%s", filepath.Base(log), b)
-			}
-		}
-		os.RemoveAll(dir)
-	})
-	return r
+	*installed
+	refused []string        // system calls
+	box     func() *sandbox // nil: none
 }
 
 // unit has the daemons run as the user of their units, in folders of the machine's
@@ -133,28 +97,7 @@ func (r *confined) unit() {
 	}
 }
 
-// command makes a command of one of the programs, for who runs the test.
-func (r *confined) command(words ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(r.programs, words[0]), words[1:]...)
-	cmd.Env = append(os.Environ(), "LEAP_RUN_DIR="+filepath.Join(r.dir, "run"), "LEAP_STATE_DIR="+filepath.Join(r.dir, "state"))
-	return cmd
-}
-
-// run runs a command, and returns what it prints.
-func (r *confined) run(line string) string {
-	r.t.Helper()
-	cmd := r.command(strings.Fields(line)...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		r.t.Fatalf("%s: %v\n%s%s", line, err, out, stderr.Bytes())
-	}
-	return strings.TrimSpace(string(out))
-}
-
-// start starts a daemon by the words of its unit and more, and waits until it
-// serves if it is to.
+// start starts a daemon by the words of its unit and more, as it is confined.
 func (r *confined) start(daemon, name string, more ...string) {
 	r.t.Helper()
 	s := readService(r.t, daemon)
@@ -180,39 +123,22 @@ func (r *confined) start(daemon, name string, more ...string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.next++
-	log, err := os.Create(filepath.Join(r.dir, fmt.Sprintf("%s-%d.log", name, r.next)))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer log.Close()
-	p := &process{cmd: exec.Command(self, append(argv, more...)...), log: log.Name(), done: make(chan struct{})}
-	p.cmd.Args[0] = "confined"
-	p.cmd.Env = append(os.Environ(), envConfinement+"="+string(text))
+	cmd := exec.Command(self, append(argv, more...)...)
+	cmd.Args[0] = "confined"
+	cmd.Env = append(os.Environ(), envConfinement+"="+string(text))
 	if r.box != nil {
-		p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET=/run/leapio/notify")
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET=/run/leapio/notify")
 	} else {
-		p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET="+filepath.Join(r.dir, "run", "notify"), "LEAP_RUN_DIR="+filepath.Join(r.dir, "run"), "LEAP_STATE_DIR="+filepath.Join(r.dir, "state"))
+		cmd.Env = append(append(cmd.Env, r.folders()...), "NOTIFY_SOCKET="+filepath.Join(r.dir, "run", "notify"))
 	}
-	p.cmd.Dir, p.cmd.Stderr = "/", log
-	if err := p.cmd.Start(); err != nil {
-		r.t.Fatal(err)
+	if p := r.launch(name, cmd); !slices.Contains(more, "--standby") {
+		r.serves(name, p)
+		c.check(r.t, p.cmd.Process.Pid)
 	}
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.done)
-	}()
-	if slices.Contains(more, "--standby") {
-		r.daemons["standby"] = p
-		return
-	}
-	r.daemons[name] = p
-	r.wait(name+" serves", func() bool { return r.pid(name) == p.cmd.Process.Pid }, p)
-	c.check(r.t, p.cmd.Process.Pid)
 }
 
 // check sees that a process is confined, as proc_pid_status(5) has it.
-func (c *confinement) check(t *testing.T, pid int) {
+func (c *confinement) check(t testing.TB, pid int) {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -263,80 +189,9 @@ func (r *confined) babble(socket string) {
 	}
 }
 
-// manager is who daemons tell what they do, as to systemd; nobody listens.
-func (r *confined) manager() {
-	r.t.Helper()
-	address := filepath.Join(r.dir, "run", "notify")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: address, Net: "unixgram"})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { conn.Close() })
-	if err := os.Chmod(address, 0o666); err != nil {
-		r.t.Fatal(err)
-	}
-	go func() {
-		for b := make([]byte, 4096); ; {
-			if _, err := conn.Read(b); err != nil {
-				return
-			}
-		}
-	}()
-}
-
-// pid is who a pid file names, 0 for nobody.
-func (r *confined) pid(name string) int {
-	b, _ := os.ReadFile(filepath.Join(r.dir, "run", name+".pid"))
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
-	return pid
-}
-
-// wait waits for something. The end of a process that it depends on is the end of
-// the test.
-func (r *confined) wait(what string, ok func() bool, on *process) {
-	r.t.Helper()
-	for begin := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
-		if on != nil {
-			select {
-			case <-on.done:
-				r.t.Fatalf("waiting until %s: %v", what, on.cmd.ProcessState)
-			default:
-			}
-		}
-		if time.Since(begin) > limit {
-			r.t.Fatalf("waiting until %s", what)
-		}
-	}
-}
-
-// ends sends a signal to a daemon, and waits for its end.
-func (r *confined) ends(name string, sig unix.Signal, code int) {
-	r.t.Helper()
-	p := r.daemons[name]
-	if err := p.cmd.Process.Signal(sig); err != nil {
-		r.t.Fatal(err)
-	}
-	r.gone(name, code)
-}
-
-func (r *confined) gone(name string, code int) {
-	r.t.Helper()
-	p := r.daemons[name]
-	select {
-	case <-p.done:
-	case <-time.After(limit):
-		r.t.Fatalf("%s does not end", name)
-	}
-	if got := p.cmd.ProcessState.ExitCode(); got != code {
-		r.t.Fatalf("%s: %v, want exit code %d", name, p.cmd.ProcessState, code)
-	}
-	delete(r.daemons, name)
-}
-
 // everything is what daemons do in their lives.
 func (r *confined) everything(hang bool) {
 	t := r.t
-	r.manager()
 	r.start("leap-wpt", "wpt")
 	r.start("leap-soc", "soc")
 	var cpus unix.CPUSet
@@ -428,10 +283,8 @@ func (r *confined) everything(hang bool) {
 	if err := unix.Kill(before, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	standby := r.daemons["standby"]
-	delete(r.daemons, "standby")
-	r.daemons["soc"] = standby
-	r.wait("the standby serves", func() bool { return r.pid("soc") == standby.cmd.Process.Pid }, standby)
+	standby := r.daemons["soc"]
+	r.serves("soc", standby)
 	enabled()
 	use()
 	vm3.use(1, true)

@@ -52,7 +52,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-func readPage(t *testing.T, page string) string {
+func readPage(t testing.TB, page string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(man, page))
 	if err != nil {

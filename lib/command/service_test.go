@@ -21,7 +21,7 @@ import (
 type service map[string][]string
 
 // readService reads the unit of a daemon.
-func readService(t *testing.T, daemon string) service {
+func readService(t testing.TB, daemon string) service {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(unitDir, daemon+".service"))
 	if err != nil {
@@ -60,7 +60,7 @@ var elsewhere = []string{
 
 // confine reads what a unit does to its daemon. With a sandbox it is all of that,
 // else what anybody can do to himself. What it does not know fails the test.
-func (s service) confine(t *testing.T, box *sandbox) *confinement {
+func (s service) confine(t testing.TB, box *sandbox) *confinement {
 	t.Helper()
 	numbers := callNumbers(t, runtime.GOARCH)
 	c := &confinement{Sandbox: box, NewPrivs: true}

@@ -12,22 +12,22 @@ import (
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
 
-// confinedGuest is a machine that uses the drive of a port.
-type confinedGuest struct {
+// installedGuest is a machine that uses the drive of a port.
+type installedGuest struct {
 	*machine
-	t     *testing.T
+	t     testing.TB
 	drive *vfiousertest.NVMe
 }
 
 // guest boots a machine. Its interrupts are MSI-X; how says more.
-func (r *confined) guest(port string, options vfiousertest.MemoryOptions, shadow bool) *confinedGuest {
+func (r *installed) guest(port string, options vfiousertest.MemoryOptions, shadow bool) *installedGuest {
 	r.t.Helper()
 	options.Low = 16 << 20
 	memory, err := vfiousertest.NewMemory(options)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	g := &confinedGuest{machine: &machine{memory: memory}, t: r.t}
+	g := &installedGuest{machine: &machine{memory: memory}, t: r.t}
 	r.t.Cleanup(g.close)
 	must := func(err error) {
 		r.t.Helper()
@@ -50,7 +50,7 @@ func (r *confined) guest(port string, options vfiousertest.MemoryOptions, shadow
 }
 
 // do makes one I/O command with data.
-func (g *confinedGuest) do(e nvme.SQE, data []byte) error {
+func (g *installedGuest) do(e nvme.SQE, data []byte) error {
 	if data != nil {
 		buffer, err := g.memory.NewBuffer(len(data), vfiousertest.Shape{})
 		if err != nil {
@@ -65,7 +65,7 @@ func (g *confinedGuest) do(e nvme.SQE, data []byte) error {
 }
 
 // use makes every kind of I/O command on a namespace, and sees what it does.
-func (g *confinedGuest) use(nsid uint32, keeps bool) {
+func (g *installedGuest) use(nsid uint32, keeps bool) {
 	g.t.Helper()
 	const block, n = 512, 8192
 	data, got := bytes.Repeat([]byte("leapio: "), n/8), make([]byte, n)
