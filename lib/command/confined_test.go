@@ -35,7 +35,7 @@ func TestConfined(t *testing.T) {
 	programs := buildPrograms(t)
 	for _, name := range []string{"calls", "threads", "unit"} {
 		t.Run(name, func(t *testing.T) {
-			r := &confined{installed: newInstalled(t, programs)}
+			r := &life{confined: &confined{installed: newInstalled(t, programs)}}
 			r.manager()
 			switch name {
 			case "threads": // as where a container runtime forbids io_uring
@@ -46,7 +46,15 @@ func TestConfined(t *testing.T) {
 				}
 				r.unit()
 			}
-			r.everything(name == "calls")
+			r.begin()
+			r.change()
+			r.look()
+			r.replace()
+			r.suffer()
+			if name == "calls" { // it takes seconds
+				r.hang()
+			}
+			r.end()
 		})
 	}
 }
@@ -189,11 +197,17 @@ func (r *confined) babble(socket string) {
 	}
 }
 
-// everything is what daemons do in their lives.
-func (r *confined) everything(hang bool) {
+// life is what daemons do in theirs.
+type life struct {
+	*confined
+	vm1, vm2, vm3 *installedGuest // shadow doorbells, mapped ones, and memory that is not shared
+	host          string          // the URL of a listener
+}
+
+// begin starts daemons, with volumes of all kinds, and ports with all kinds of
+// doorbells and memory.
+func (r *life) begin() {
 	t := r.t
-	r.start("leap-wpt", "wpt")
-	r.start("leap-soc", "soc")
 	var cpus unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
 		t.Fatal(err)
@@ -202,16 +216,15 @@ func (r *confined) everything(hang bool) {
 	for !cpus.IsSet(cpu) {
 		cpu++
 	}
-	r.start("leap-soc", "far", "--name", "far", "--pollers", strconv.Itoa(cpu))
-	program := func(name string) string {
-		if r.box != nil { // as the daemons see it
-			return "/usr/local/bin/" + name
-		}
-		return filepath.Join(r.programs, name)
+	// Beside the unit's words: a CPU, and a setup, whose commands the runtime runs.
+	const setup = "leap-soc volume create far1 mem size=16M\nleap-wpt port add vm9 --owner 65534:65534\n"
+	if err := os.WriteFile(filepath.Join(r.dir, "run", "setup"), []byte(setup), 0o644); err != nil {
+		t.Fatal(err)
 	}
-
-	// Volumes of all kinds, and ports with all kinds of doorbells and memory.
-	r.run("leap-soc volume create far1 mem size=16M --runtime far")
+	r.start("leap-wpt", "wpt")
+	r.start("leap-soc", "soc")
+	r.start("leap-soc", "far", "--name", "far", "--pollers", strconv.Itoa(cpu), "--setup", r.inside("run/setup"))
+	r.run("leap-soc wait runtime far applied --timeout 60s")
 	url := r.run("leap-rdma listen tcp://127.0.0.1:0 far1 --allow any --runtime far")
 	for _, volume := range []string{"d1 file size=16M", "d2 mem size=16M", "d3 null size=16M", "e1 file size=16M", "f1 mem size=16M", "h1 file size=4M"} {
 		r.run("leap-soc volume create " + volume)
@@ -221,76 +234,103 @@ func (r *confined) everything(hang bool) {
 	r.run("leap-qmap map vm1 d1 d2 d3 d4")
 	r.run("leap-qmap map vm2 e1")
 	r.run("leap-qmap map vm3 f1")
-	vm1 := r.guest("vm1", vfiousertest.MemoryOptions{}, true)
-	vm2 := r.guest("vm2", vfiousertest.MemoryOptions{}, false)
-	vm3 := r.guest("vm3", vfiousertest.MemoryOptions{Private: true}, false)
-	use := func() {
-		t.Helper()
-		for nsid, keeps := range []bool{true, true, false, true} {
-			vm1.use(uint32(nsid)+1, keeps)
-		}
-		vm2.use(1, true)
-	}
-	use()
-	vm3.use(1, true)
+	r.vm1 = r.guest("vm1", vfiousertest.MemoryOptions{}, true)
+	r.vm2 = r.guest("vm2", vfiousertest.MemoryOptions{}, false)
+	r.vm3 = r.guest("vm3", vfiousertest.MemoryOptions{Private: true}, false)
+	r.use()
+	r.vm3.use(1, true)
+}
 
-	// Their shape, and a host.
+// inside is the path of a file of ours as the daemons see it.
+func (r *life) inside(path string) string {
+	if r.box == nil {
+		return filepath.Join(r.dir, path)
+	}
+	return strings.Replace(path, "run/", "/run/leapio/", 1)
+}
+
+// use has two guests do I/O on all kinds of volumes.
+func (r *life) use() {
+	r.t.Helper()
+	for nsid, keeps := range []bool{true, true, false, true} {
+		r.vm1.use(uint32(nsid)+1, keeps)
+	}
+	r.vm2.use(1, true)
+}
+
+// enabled waits until these guests have their drives.
+func (r *life) enabled() {
+	r.t.Helper()
+	r.run("leap-soc wait port vm1 enabled --timeout 60s")
+	r.run("leap-soc wait port vm2 enabled --timeout 60s")
+}
+
+// change changes the shape of volumes, and has a host use one.
+func (r *life) change() {
 	r.run("leap-soc volume resize d1 32M")
 	r.run("leap-soc volume resize d2 8M --shrink")
 	r.run("leap-soc volume resize d2 16M")
-	format := nvme.SQE{Opcode: uint8(nvme.AdminFormatNVM), NSID: 1}
-	for _, e := range []nvme.SQE{format, {Opcode: format.Opcode, NSID: 2}} {
-		if _, err := vm1.drive.AdminCommand(e); err != nil {
-			t.Fatal("format:", err)
+	for nsid := range uint32(2) {
+		if _, err := r.vm1.drive.AdminCommand(nvme.SQE{Opcode: uint8(nvme.AdminFormatNVM), NSID: nsid + 1}); err != nil {
+			r.t.Fatal("format:", err)
 		}
 	}
 	r.run("leap-soc subsystem create s1 --allow-any")
 	r.run("leap-soc namespace add s1 h1")
-	local := r.run("leap-rdma listen tcp://127.0.0.1:0 s1")
-	r.run("leap-rdma discover " + strings.TrimSuffix(local, local[strings.LastIndex(local, "/"):]))
-	r.run("leap-rdma bench " + local + " --pattern mixed --verify --overwrite --passes 1 --queues 2 --data-digest")
+	r.host = r.run("leap-rdma listen tcp://127.0.0.1:0 s1")
+	r.run("leap-rdma discover " + r.host[:strings.LastIndex(r.host, "/")])
+	r.run("leap-rdma bench " + r.host + " --pattern mixed --verify --overwrite --passes 1 --queues 2 --data-digest")
+}
 
-	// Who looks.
+// look has all that can be seen be shown.
+func (r *life) look() {
 	for _, line := range []string{
 		"leap-soc show", "leap-soc show limits", "leap-soc stat", "leap-soc stat --by queue", "leap-soc metrics", "leap-soc export", "leap-soc wait port vm1 enabled",
 		"leap-wpt show", "leap-wpt metrics", "leap-wpt port list", "leap-qmap list", "leap-rdma list",
 	} {
 		r.run(line)
 	}
-
 	for _, socket := range []string{"wpt.sock", "soc.sock"} {
 		r.babble(socket)
 	}
+}
 
-	// What takes their places.
-	enabled := func() {
-		t.Helper()
-		r.run("leap-soc wait port vm1 enabled --timeout 60s")
-		r.run("leap-soc wait port vm2 enabled --timeout 60s")
+// replace has other processes take over from each daemon, in all ways.
+func (r *life) replace() {
+	t := r.t
+	program := func(name string) string {
+		if r.box != nil {
+			return "/usr/local/bin/" + name
+		}
+		return filepath.Join(r.programs, name)
 	}
 	if err := r.command("leap-soc", "upgrade", program("leap-wpt")).Run(); err == nil {
 		t.Error("leap-wpt is leap-soc")
 	}
 	r.run("leap-wpt upgrade " + program("leap-wpt"))
-	enabled()
-	use()
+	r.enabled()
+	r.use()
 	r.run("leap-soc upgrade " + program("leap-soc"))
 	r.gone("soc", 0)
-	enabled()
-	use()
+	r.enabled()
+	r.use()
 	before := r.pid("soc")
 	r.start("leap-soc", "soc", "--standby")
+	next := r.daemons["soc"]
+	r.wait("it is on standby", func() bool { return strings.Contains(next.read(), "on standby") }, next)
 	if err := unix.Kill(before, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	standby := r.daemons["soc"]
-	r.serves("soc", standby)
-	enabled()
-	use()
-	vm3.use(1, true)
+	r.serves("soc", next)
+	r.enabled()
+	r.use()
+	r.vm3.use(1, true)
+}
 
-	// A guest whose memory goes, which is a fault in leap-soc.
-	vm3.close()
+// suffer has a guest take its memory away, which is a fault in leap-soc.
+func (r *life) suffer() {
+	t := r.t
+	r.vm3.close()
 	r.run("leap-soc wait port vm3 waiting --timeout 60s")
 	thief := r.guest("vm3", vfiousertest.MemoryOptions{High: 1 << 20}, false)
 	at, _, err := thief.memory.AllocHigh(vfiousertest.PageSize)
@@ -308,35 +348,40 @@ func (r *confined) everything(hang bool) {
 		t.Fatal(err)
 	}
 	thief.close()
-	use()
+	r.use()
+}
 
-	// A runtime that hangs, and is killed.
-	if hang {
-		again := r.guest("vm3", vfiousertest.MemoryOptions{}, false)
-		if err := standby.cmd.Process.Signal(unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		// The signal takes its time, and a poller could answer meanwhile.
-		r.wait("it stands still", func() bool { return stopped(standby.cmd.Process.Pid) }, standby)
-		again.close()
-		r.gone("soc", -1)
-		r.start("leap-soc", "soc")
-		enabled()
-		use()
+// hang has leap-soc not run any more, so that it is killed.
+func (r *life) hang() {
+	t := r.t
+	guest := r.guest("vm3", vfiousertest.MemoryOptions{}, false)
+	hung := r.daemons["soc"]
+	if err := hung.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
+	// The signal takes its time, and a poller could answer meanwhile.
+	r.wait("it stands still", func() bool { return stopped(hung.cmd.Process.Pid) }, hung)
+	guest.close()
+	r.gone("soc", -1)
+	r.start("leap-soc", "soc")
+	r.enabled()
+	r.use()
+}
 
-	// The end.
+// end takes everything apart.
+func (r *life) end() {
+	t := r.t
 	for _, name := range []string{"wpt", "soc"} {
 		if err := r.daemons[name].cmd.Process.Signal(unix.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r.run("leap-qmap unmap vm3")
-	r.run("leap-wpt port remove vm3")
-	r.run("leap-soc volume delete f1")
-	r.run("leap-rdma unlisten " + local)
-	r.run("leap-soc namespace remove s1 1")
-	r.run("leap-soc volume delete h1 --data")
+	for _, line := range []string{
+		"leap-qmap unmap vm3", "leap-wpt port remove vm3", "leap-soc volume delete f1",
+		"leap-rdma unlisten " + r.host, "leap-soc namespace remove s1 1", "leap-soc volume delete h1 --data",
+	} {
+		r.run(line)
+	}
 	r.ends("far", unix.SIGQUIT, 2) // last words, of all goroutines
 	r.ends("soc", unix.SIGTERM, 0)
 	broker := r.daemons["wpt"]
@@ -344,8 +389,8 @@ func (r *confined) everything(hang bool) {
 		t.Fatal(err)
 	}
 	r.wait("the first TERM is refused", func() bool { return strings.Contains(broker.read(), "not ending: ") }, broker)
-	vm1.close()
-	vm2.close()
+	r.vm1.close()
+	r.vm2.close()
 	r.ends("wpt", unix.SIGTERM, 0)
 	logs, err := filepath.Glob(filepath.Join(r.dir, "*.log"))
 	if err != nil {

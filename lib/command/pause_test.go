@@ -20,7 +20,8 @@ import (
 // BenchmarkPause is how long a guest's I/O takes over what may happen to the
 // daemons: one write of 4 KiB after another, with interrupts and shadow doorbells,
 // to a volume of kind file. The daemons are the commands as they are shipped. An
-// operation is one kill or upgrade, and its pause the longest write meanwhile.
+// operation is one kill or upgrade, and its pause the longest write meanwhile; while
+// nothing happens, there is what the machine itself does to a write.
 func BenchmarkPause(b *testing.B) {
 	programs := buildPrograms(b)
 	kill := func(r *installed, pid int) {
@@ -37,9 +38,11 @@ func BenchmarkPause(b *testing.B) {
 		name    string
 		prepare func(*installed) (step func())
 	}{
+		{"nothing", func(r *installed) func() { return func() { r.run("leap-soc show") } }},
 		{"killed", func(r *installed) func() {
 			return func() {
 				kill(r, r.pid("soc"))
+				<-r.daemons["soc"].done // as a service manager waits
 				r.serves("soc", r.launch("soc", r.command("leap-soc", "run")))
 			}
 		}},
