@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 	// they exit, unless told otherwise.
 	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
 	programs := map[string]func(){
-		"leapio": func() { os.Exit(leapio.Main(os.Args)) },
+		"leapio":   func() { os.Exit(leapio.Main(os.Args)) },
+		"confined": becomeConfined,
 	}
 	if programs[filepath.Base(os.Args[0])] == nil && trees[filepath.Base(os.Args[0])] == nil && signal.Ignored(syscall.SIGHUP) {
 		// Under nohup: the commands are to know HUP all the same.

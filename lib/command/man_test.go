@@ -52,7 +52,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-func readPage(t *testing.T, page string) string {
+func readPage(t testing.TB, page string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(man, page))
 	if err != nil {
@@ -360,7 +360,8 @@ func heading(text string) string {
 	return strings.Join(names, " ")
 }
 
-// TestMetricsPage holds the names that leap-soc(8) lists against those of a page.
+// TestMetricsPage holds the names that the pages of the daemons list against those
+// that they have.
 func TestMetricsPage(t *testing.T) {
 	e := newPlace(t)
 	out, err := e.sh(t, "leap-wpt run >/dev/null 2>&1 & leap-soc run >/dev/null 2>&1 & leap-soc wait runtime soc attached --timeout 30s && "+
@@ -373,27 +374,28 @@ func TestMetricsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.close()
-	out, err = e.sh(t, "leap-soc metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[1] == "TYPE" {
-			names = append(names, fields[2])
+	for _, daemon := range []string{"leap-soc", "leap-wpt"} {
+		if out, err = e.sh(t, daemon+" metrics"); err != nil {
+			t.Fatal(err)
 		}
-	}
-	var listed []string
-	_, section, _ := strings.Cut(readPage(t, "leap-soc.8"), "\n.Sh METRICS\n")
-	section, _, _ = strings.Cut(section, "\n.Sh ")
-	for line := range strings.Lines(section) {
-		if words, ok := strings.CutPrefix(line, ".It Li "); ok {
-			listed = append(listed, strings.Fields(strings.ReplaceAll(words, ",", " "))...)
+		var names []string
+		for line := range strings.Lines(out) {
+			if fields := strings.Fields(line); len(fields) > 2 && fields[1] == "TYPE" {
+				names = append(names, fields[2])
+			}
 		}
-	}
-	slices.Sort(names)
-	slices.Sort(listed)
-	if d := cmp.Diff(names, listed); d != "" || len(names) == 0 {
-		t.Errorf("metrics (-) and the page (+): %s", d)
+		var listed []string
+		_, section, _ := strings.Cut(readPage(t, daemon+".8"), "\n.Sh METRICS\n")
+		section, _, _ = strings.Cut(section, "\n.Sh ")
+		for line := range strings.Lines(section) {
+			if words, ok := strings.CutPrefix(line, ".It Li "); ok {
+				listed = append(listed, strings.Fields(strings.ReplaceAll(words, ",", " "))...)
+			}
+		}
+		slices.Sort(names)
+		slices.Sort(listed)
+		if d := cmp.Diff(names, listed); d != "" || len(names) == 0 {
+			t.Errorf("metrics (-) and the page (+) of %s: %s", daemon, d)
+		}
 	}
 }

@@ -86,7 +86,9 @@ func (rt *runtime) watch() {
 			}
 			// Without file descriptors there is nothing to fail.
 			_ = rt.out.add(qpair.Message{Kind: qpair.MsgPing, ID: ping}, nil)
+			rt.broker.counts.pings.Add(1)
 			if !rt.answers(ping, limits.alive) {
+				rt.broker.counts.latePings.Add(1)
 				rt.kill()
 				return
 			}

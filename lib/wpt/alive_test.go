@@ -99,6 +99,9 @@ func TestHungRuntime(t *testing.T) {
 	if err := <-ended; !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("the runtime ended with %v, want SIGKILL", err)
 	}
+	if n := b.counts.latePings.Load(); n != 1 {
+		t.Errorf("%d pings were late, want 1", n)
+	}
 	if got := csts(t, c); !got.RDY() {
 		t.Error("the reset is acknowledged before the runtime is gone")
 	}

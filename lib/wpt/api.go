@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/metrics"
 )
 
 // PortRemove is the body of DELETE /v1/ports/{name}; it may be left out.
@@ -29,6 +30,7 @@ func (b *Broker) mux() *http.ServeMux {
 			Ports: b.listPorts(), Runtimes: b.listRuntimes(), Kept: b.kept.list(),
 		}, nil
 	})
+	api.HandleText(mux, "GET /metrics", metrics.ContentType, func(context.Context) ([]byte, error) { return b.metrics() })
 	api.Handle(mux, "GET /v1/limits", func(context.Context, api.None) (api.List[api.Limit], error) { return b.bounds() })
 	api.Handle(mux, "POST /v1/upgrade", b.upgrade)
 	api.Handle(mux, "GET /v1/ports", func(context.Context, api.None) ([]api.Port, error) { return b.listPorts(), nil })

@@ -82,6 +82,7 @@ type Broker struct {
 	// linkSlots has an item for each connection to it.
 	linkSlots chan struct{}
 	kept      keptFiles
+	counts    brokerCounts
 
 	control *net.UnixListener // the server's
 	ctx     context.Context

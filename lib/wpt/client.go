@@ -232,6 +232,7 @@ func (c *client) ended() bool {
 // serve carries out one command and answers it. A client that does not take
 // the answer loses its connection.
 func (c *client) serve() {
+	c.port.counts.messages.Add(1)
 	h := c.request.header
 	payload, fd, err := c.execute()
 	if err == nil {
@@ -241,6 +242,7 @@ func (c *client) serve() {
 			err = c.conn.ReplyFDs(h, []int{fd}, payload...)
 		}
 	} else {
+		c.port.counts.refused.Add(1)
 		if c.faults++; c.faults == 1 {
 			c.port.log.Warn("command of the client refused; more are only counted", "command", h.Command, "err", err)
 		}

@@ -42,6 +42,8 @@ type port struct {
 
 	mapped bool // the doorbell page is mapped into the guest
 
+	counts portCounts
+
 	listener  *net.UnixListener
 	accepting sync.WaitGroup
 	wg        sync.WaitGroup // the clients

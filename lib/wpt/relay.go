@@ -293,6 +293,11 @@ func (p *port) admitRelay(r *relay, size uint64, need uint32) error {
 	case !p.regions.covers(r.addr, size, need):
 		return unix.EFAULT
 	}
+	if r.write {
+		p.counts.writes.Add(1)
+	} else {
+		p.counts.reads.Add(1)
+	}
 	return p.client.relays.start(r)
 }
 

@@ -96,6 +96,12 @@ func show() *cli.Command {
 	}
 }
 
+func metrics() *cli.Command {
+	var runtime string
+	dial := func(call *cli.Call) (*api.Client, error) { return command.Runtime(call, runtime) }
+	return command.Metrics("leap-soc stat", "the counters", dial, command.RuntimeFlag(&runtime))
+}
+
 func events() *cli.Command {
 	var runtime string
 	dial := func(call *cli.Call) (*api.Client, error) { return command.Runtime(call, runtime) }

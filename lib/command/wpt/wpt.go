@@ -24,6 +24,7 @@ func Command() *cli.Command {
 				portAdd(), portList(), portShow(), portRemove(), portQEMU(),
 			}},
 			show(),
+			command.Metrics("leap-wpt show", "what is there", command.Wpt),
 			command.Events(command.Wpt),
 		},
 	}
