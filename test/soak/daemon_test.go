@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +25,7 @@ import (
 type daemon struct {
 	s    *soak
 	name string // wpt, or that of the runtime
-	pid  int
-	mu   sync.Mutex // held by who makes another process of it
+	pid  int    // changed by who has soak.ending
 }
 
 func (d *daemon) command() string {

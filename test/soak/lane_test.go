@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +28,7 @@ type lane struct {
 	halted  *atomic.Bool
 	largest int // bytes
 
-	mu      sync.Mutex // for the time after the goroutine's end
+	// Of the goroutine, and of who has waited for its end.
 	flights map[*flight]bool
 	last    time.Time // of the latest completion
 	done    int       // completions since then
