@@ -136,7 +136,7 @@ func (u usage) String() string {
 // settled is what the daemon has when it has come to rest: no more than before, or
 // else what it had in the end. Its heap is that after a garbage collection.
 func (d *daemon) settled(before *usage) (u usage, more []string, err error) {
-	const rest = 10 * time.Second
+	const rest = time.Minute
 	first, err := d.use()
 	if err != nil {
 		return u, nil, err
@@ -211,6 +211,7 @@ func (s *soak) look(before map[string]usage) error {
 			return fmt.Errorf("%s: %w", d.name, err)
 		}
 		s.log("%s has %v", d.name, u)
+		s.t.Logf("nobody uses %s: %v", d.name, u)
 		if len(more) > 0 {
 			return fmt.Errorf("%s leaks: %s", d.name, strings.Join(more, "; "))
 		}

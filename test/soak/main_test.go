@@ -77,7 +77,7 @@ const traceMax = 400
 
 // TestSoak: see the package.
 func TestSoak(t *testing.T) {
-	length, ends := 45*time.Second, 0
+	length, ends := 30*time.Second, 0
 	given := os.Getenv("SOAKTIME")
 	switch {
 	case given != "":
