@@ -98,9 +98,7 @@ func (d *daemon) serves(cmd *exec.Cmd) error {
 	ended := false
 	err := d.s.await(fmt.Sprintf("%s serves", d.name), func() bool {
 		pid, _, _, _, whole := d.who()
-		if got, _ := unix.Wait4(d.pid, nil, unix.WNOHANG, nil); got == d.pid {
-			ended = true
-		}
+		ended = gone(d.pid)
 		return ended || whole && pid == d.pid
 	})
 	if ended {
@@ -179,6 +177,76 @@ func (d *daemon) upgrade() (time.Duration, error) {
 		err = d.reap(before)
 	}
 	return pause, err
+}
+
+// disturb has the program be replaced by itself, and kills one of the two a moment
+// later. Whatever comes of that, there is one that serves in the end.
+func (d *daemon) disturb(wait time.Duration, which int) error {
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		// An error is that of a runtime that has been killed.
+		_ = d.client().Post(d.s.ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil)
+	}()
+	time.Sleep(wait)
+	all, err := d.processes()
+	if err != nil || len(all) == 0 {
+		return fmt.Errorf("%s has no process: %w", d.name, err)
+	}
+	victim := all[which%len(all)]
+	d.s.log("of the processes %d of %s, %d is killed", all, d.name, victim)
+	if err := unix.Kill(victim, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	if err := d.reap(victim); err != nil {
+		return err
+	}
+	<-asked
+	none := false
+	err = d.s.await("one process of "+d.name+" serves", func() bool {
+		pid, _, _, _, whole := d.who()
+		left, err := d.processes()
+		if none = err == nil && len(left) == 0; none {
+			return true
+		}
+		d.pid = pid
+		return whole && len(left) == 1 && left[0] == pid
+	})
+	if err != nil {
+		return err
+	}
+	for _, pid := range all {
+		if pid != victim && (none || pid != d.pid) {
+			if err := d.reap(pid); err != nil {
+				return err
+			}
+		}
+	}
+	if none {
+		return d.start()
+	}
+	return nil
+}
+
+// processes returns the processes that are the daemon, or wait to be.
+func (d *daemon) processes() (all []int, err error) {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
+			continue
+		}
+		// What fails has ended meanwhile.
+		exe, _ := os.Readlink("/proc/" + p.Name() + "/exe")
+		words, _ := os.ReadFile("/proc/" + p.Name() + "/cmdline")
+		if exe == d.command() && bytes.Contains(words, []byte("--name\x00"+d.name+"\x00")) && !gone(pid) {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
 }
 
 // standby has another process wait, and kills the one that serves.

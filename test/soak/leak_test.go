@@ -36,7 +36,7 @@ type usage struct {
 // memory and threads as it likes. Goroutines and files are counted exactly.
 const (
 	moreMappings  = 24
-	moreThreads   = 16
+	moreThreads   = 64
 	moreHeap      = 6 << 20
 	moreAnonymous = 48 << 20
 )

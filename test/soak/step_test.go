@@ -63,17 +63,17 @@ func (s *soak) steady() []step {
 // all are all steps.
 func (s *soak) all() []step {
 	soc, far := s.socs[0], s.socs[1]
-	wait := func(most int) time.Duration { return time.Duration(s.rng.IntN(most)) * time.Millisecond }
 	return append(s.steady(),
-		s.daemonStep("kill soc", 12, soc, soc.kill),
-		s.daemonStep("restart soc", 3, soc, soc.restart),
-		s.daemonStep("upgrade soc", 12, soc, s.upgradeOf(soc)),
-		s.daemonStep("standby soc", 3, soc, func() error { return soc.standby(100 * time.Millisecond) }),
-		s.daemonStep("upgrade wpt", 12, s.wpt, s.upgradeOf(s.wpt)),
-		s.hangStep("hang soc", 1, soc, func() time.Duration { return wait(4000) }),
-		s.hangStep("hang wpt", 1, s.wpt, func() time.Duration { return wait(500) }),
-		s.daemonStep("kill far", 1, far, far.kill),
-		s.daemonStep("upgrade far", 1, far, s.upgradeOf(far)),
+		s.daemonStep("kill soc", 12, soc.kill),
+		s.daemonStep("restart soc", 3, soc.restart),
+		s.daemonStep("upgrade soc", 12, s.upgradeOf(soc)),
+		s.daemonStep("standby soc", 3, func() error { return soc.standby(100 * time.Millisecond) }),
+		s.daemonStep("upgrade wpt", 12, s.upgradeOf(s.wpt)),
+		s.timedStep("disturb soc", 4, 150, func(took time.Duration) error { return soc.disturb(took, int(took)) }),
+		s.timedStep("hang soc", 1, 4000, soc.hang),
+		s.timedStep("hang wpt", 1, 500, s.wpt.hang),
+		s.daemonStep("kill far", 1, far.kill),
+		s.daemonStep("upgrade far", 1, s.upgradeOf(far)),
 		step{"cut", 3, func() func() error {
 			if !s.ending.TryLock() {
 				return nil
@@ -111,7 +111,7 @@ func (s *soak) guestStep(name string, weight int, on bool, do func(*guest) error
 
 // daemonStep is a step that ends a process, one at a time. How long guests had to
 // wait is noted.
-func (s *soak) daemonStep(name string, weight int, d *daemon, do func() error) step {
+func (s *soak) daemonStep(name string, weight int, do func() error) step {
 	return step{name, weight, func() func() error {
 		if !s.ending.TryLock() {
 			return nil
@@ -136,16 +136,17 @@ func (s *soak) daemonStep(name string, weight int, d *daemon, do func() error) s
 	}}
 }
 
-// hangStep stops a daemon for a while, whose length the driver chooses.
-func (s *soak) hangStep(name string, weight int, d *daemon, wait func() time.Duration) step {
+// timedStep is a step that takes a time which the driver chooses, below most
+// milliseconds.
+func (s *soak) timedStep(name string, weight, most int, do func(time.Duration) error) step {
 	var took time.Duration
-	st := s.daemonStep(name, weight, d, func() error { return d.hang(took) })
+	st := s.daemonStep(name, weight, func() error { return do(took) })
 	try := st.try
 	st.try = func() func() error {
-		next := wait()
+		next := time.Duration(s.rng.Int64N(int64(most) * int64(time.Millisecond)))
 		f := try()
 		if f != nil {
-			took = next
+			took = next // of the one step of its kind that is under way
 		}
 		return f
 	}
