@@ -344,6 +344,28 @@ func (d *daemon) lastLines(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "")
 }
 
+// checkLog shows what the daemon's processes have complained of, and fails for
+// what must not be.
+func (d *daemon) checkLog() {
+	d.s.t.Helper()
+	b, err := os.ReadFile(d.logFile())
+	if err != nil {
+		d.s.t.Error(err)
+	}
+	seen := make(map[string]bool)
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") || strings.Contains(line, "DATA RACE") {
+			d.s.t.Errorf("%s: %s", d.name, line)
+		}
+		if _, text, ok := strings.Cut(line, "level=ERROR msg="); ok {
+			if !seen[text] {
+				d.s.t.Logf("%s has logged: %s", d.name, text)
+			}
+			seen[text] = true
+		}
+	}
+}
+
 // end ends the daemon for good.
 func (d *daemon) end() {
 	if d == nil || d.pid == 0 {

@@ -152,6 +152,9 @@ func (s *soak) run(length time.Duration, ends int) {
 		return
 	}
 	s.stop()
+	for _, d := range append([]*daemon{s.wpt}, s.socs...) {
+		d.checkLog()
+	}
 	s.t.Logf("%v: %v\n%s", time.Since(s.began).Round(time.Second), &s.counts, s.counts.Pauses())
 }
 
