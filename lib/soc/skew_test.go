@@ -112,6 +112,49 @@ func TestSkewBroker(t *testing.T) {
 	}
 }
 
+// hello introduces a runtime that speaks some version of the link to leap-wpt, and
+// returns the answer.
+func (r *rig) hello(version uint32) (*qpair.Link, qpair.Message, []int) {
+	r.t.Helper()
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: r.paths.LinkSocket(), Net: "unixpacket"})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	link := qpair.NewLink(conn)
+	hello := qpair.Message{Kind: qpair.MsgHello, Version: version, ID: uint64(os.Getpid())}
+	if err := qpair.SetName(&hello.Name, api.DefaultRuntime); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := link.Send(&hello, nil); err != nil {
+		r.t.Fatal(err)
+	}
+	welcome, _, fds, err := link.Recv()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return link, welcome, fds
+}
+
+// TestSkewLink: runtimes that speak another version of the link, older or newer,
+// are refused while a guest's I/O is outstanding; the right one then ends it.
+func TestSkewLink(t *testing.T) {
+	r := newProcesses(t, 1)
+	r.volume("d1", "file", "size", "64M")
+	load := newLoad(t, r.drive("vm1", api.DoorbellsTrap, small, "d1"), 2)
+	time.Sleep(20 * time.Millisecond) // any moment
+	r.killSoc()
+	for _, version := range []uint32{qpair.LinkVersion - 1, qpair.LinkVersion + 1} {
+		link, welcome, fds := r.hello(version)
+		if unix.Errno(welcome.Status) != unix.EPROTO || welcome.Version != qpair.LinkVersion || len(fds) > 0 {
+			t.Errorf("version %d: answer %+v with %d files", version, welcome, len(fds))
+		}
+		link.Close()
+		r.waitState("vm1", api.PortFrozen)
+	}
+	r.startSoc()
+	load.end()
+}
+
 // borrow attaches to leap-wpt as the runtime whose name the port has, and returns
 // what it is told of the port, with its files, and what gives the port back.
 func (r *rig) borrow() (attach qpair.Message, files []int, giveBack func()) {
@@ -119,20 +162,8 @@ func (r *rig) borrow() (attach qpair.Message, files []int, giveBack func()) {
 	var link *qpair.Link
 	var fence []int
 	r.eventually("the runtime before is gone", func() bool {
-		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: r.paths.LinkSocket(), Net: "unixpacket"})
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		link = qpair.NewLink(conn)
-		hello := qpair.Message{Kind: qpair.MsgHello, Version: qpair.LinkVersion, ID: uint64(os.Getpid())}
-		if err := qpair.SetName(&hello.Name, api.DefaultRuntime); err != nil {
-			r.t.Fatal(err)
-		}
-		if err := link.Send(&hello, nil); err != nil {
-			r.t.Fatal(err)
-		}
 		var welcome qpair.Message
-		if welcome, _, fence, err = link.Recv(); err == nil && welcome.Status == 0 {
+		if link, welcome, fence = r.hello(qpair.LinkVersion); welcome.Status == 0 {
 			return true
 		}
 		link.Close()
