@@ -199,7 +199,7 @@ type step struct {
 }
 
 // drive takes random steps for some time, and waits for their ends. Guests and
-// hosts are there in the beginning.
+// hosts are there in the beginning, and in the end.
 func (s *soak) drive(steps []step, took time.Duration) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -217,22 +217,25 @@ func (s *soak) drive(steps []step, took time.Duration) {
 			s.log("%s: done", name)
 		})
 	}
-	for _, g := range s.guests {
-		if g.mu.Lock(); g.n != nil {
-			g.mu.Unlock()
-			continue
+	all := func() {
+		for _, g := range s.guests {
+			if g.mu.Lock(); g.n != nil {
+				g.mu.Unlock()
+				continue
+			}
+			launch(g.spec.port+" comes", func() error {
+				defer g.mu.Unlock()
+				return g.come()
+			})
 		}
-		launch(g.spec.port+" comes", func() error {
-			defer g.mu.Unlock()
-			return g.come()
-		})
-	}
-	for _, h := range s.hosts {
-		if h.mu.Lock(); h.cancel == nil {
-			h.come()
+		for _, h := range s.hosts {
+			if h.mu.Lock(); h.cancel == nil {
+				h.come()
+			}
+			h.mu.Unlock()
 		}
-		h.mu.Unlock()
 	}
+	all()
 	for end := time.Now().Add(took); time.Now().Before(end) && s.ctx.Err() == nil; {
 		n := s.rng.IntN(total)
 		for _, st := range steps {
@@ -245,5 +248,9 @@ func (s *soak) drive(steps []step, took time.Duration) {
 			}
 		}
 		time.Sleep(time.Duration(s.rng.IntN(40)) * time.Millisecond)
+	}
+	// Changes may wait for blocks of those that have gone without a word.
+	if s.ctx.Err() == nil {
+		all()
 	}
 }
