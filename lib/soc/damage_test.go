@@ -19,7 +19,7 @@ import (
 // TestDamagedState: a runtime that adopts a controller whose state another one has
 // damaged lives, and so do its other guests; the guest's reset is the cure.
 func TestDamagedState(t *testing.T) {
-	rounds := 24
+	rounds := 10
 	if testing.Short() {
 		rounds = 4
 	}
@@ -41,8 +41,8 @@ func TestDamagedState(t *testing.T) {
 			}
 		}
 		r.killSoc()
-		_, files, giveBack := r.borrow()
-		fd, err := unix.Dup(files[2])
+		all, giveBack := r.borrow()
+		fd, err := unix.Dup(all[0].files[2])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/qpair"
@@ -155,9 +156,16 @@ func TestSkewLink(t *testing.T) {
 	load.end()
 }
 
-// borrow attaches to leap-wpt as the runtime whose name the port has, and returns
-// what it is told of the port, with its files, and what gives the port back.
-func (r *rig) borrow() (attach qpair.Message, files []int, giveBack func()) {
+// told is a message of leap-wpt's, with its files.
+type told struct {
+	qpair.Message
+	files []int
+}
+
+// borrow attaches to leap-wpt as the runtime of the only port, and returns what it
+// is told of it: that it is attached, and the regions of memory; and what gives it
+// back.
+func (r *rig) borrow() (all []told, giveBack func()) {
 	r.t.Helper()
 	var link *qpair.Link
 	var fence []int
@@ -169,25 +177,52 @@ func (r *rig) borrow() (attach qpair.Message, files []int, giveBack func()) {
 		link.Close()
 		return false
 	})
+	giveBack = sync.OnceFunc(func() {
+		link.Close()
+		qpair.CloseFDs(fence)
+		for _, m := range all {
+			qpair.CloseFDs(m.files)
+		}
+	})
+	// Before a guest leaves, or leap-wpt kills this process, which does not answer.
+	r.t.Cleanup(func() { giveBack() })
 	for {
 		m, _, fds, err := link.Recv()
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		if m.Kind != qpair.MsgAttach {
+		if m.Kind != qpair.MsgAttach && m.Kind != qpair.MsgMap {
 			qpair.CloseFDs(fds)
 			continue
 		}
-		giveBack = sync.OnceFunc(func() {
-			link.Close()
-			qpair.CloseFDs(fds)
-			qpair.CloseFDs(fence)
-		})
-		// Before a guest leaves, or leap-wpt kills this process, which does not
-		// answer.
-		r.t.Cleanup(giveBack)
-		return m, fds, giveBack
+		all = append(all, told{m, fds})
+		const offsetMapGen = 104
+		gen := make([]byte, 8)
+		if _, err := unix.Pread(all[0].files[0], gen, offsetMapGen); err != nil {
+			r.t.Fatal(err)
+		}
+		if m.Gen == binary.NativeEndian.Uint64(gen) {
+			return all, giveBack
+		}
 	}
+}
+
+// lend has a runtime in folders of its own be told the same, by a leap-wpt of
+// which the pages are.
+func (r *rig) lend(all []told) (links <-chan struct{}) {
+	r.t.Helper()
+	c := make(chan struct{}, 100)
+	brokerOf(r.t.(*testing.T), r, qpair.Message{Version: qpair.LinkVersion, Gen: 7}, func(l *qpair.Link) {
+		c <- struct{}{}
+		for _, m := range all {
+			if err := l.Send(&m.Message, nil, m.files...); err != nil {
+				r.t.Error(err)
+			}
+		}
+	})
+	r.startSoc()
+	r.t.Cleanup(r.stopSoc)
+	return c
 }
 
 // content reads a whole memory file.
@@ -217,7 +252,8 @@ func TestSkewPages(t *testing.T) {
 			load := newLoad(t, n, 2)
 			time.Sleep(20 * time.Millisecond) // any moment
 			r.killSoc()
-			attach, files, giveBack := r.borrow()
+			all, giveBack := r.borrow()
+			files := all[0].files
 			version := func(v uint32) {
 				if _, err := unix.Pwrite(files[page], binary.NativeEndian.AppendUint32(nil, v), offsetVersion); err != nil {
 					t.Fatal(err)
@@ -227,15 +263,7 @@ func TestSkewPages(t *testing.T) {
 			before := [][]byte{content(t, files[0]), content(t, files[2])}
 
 			other := newFolders(t, 1)
-			links := make(chan struct{}, 100)
-			brokerOf(t, other, qpair.Message{Version: qpair.LinkVersion, Gen: 7}, func(l *qpair.Link) {
-				links <- struct{}{}
-				if err := l.Send(&attach, nil, files...); err != nil {
-					t.Error(err)
-				}
-			})
-			other.startSoc()
-			t.Cleanup(other.stopSoc)
+			links := other.lend(all)
 			want := what + " has layout version 99"
 			other.eventually("it says: "+want, func() bool { return other.lines.has("guests cannot be served", want) })
 			other.eventually("it has let go", func() bool {
@@ -257,6 +285,54 @@ func TestSkewPages(t *testing.T) {
 			load.end()
 		})
 	}
+}
+
+// TestSkewController: a runtime that meets a controller whose state is of another
+// release, with a guest's I/O outstanding, says so and leaves it as it is. The right
+// one then takes over, and the I/O ends.
+func TestSkewController(t *testing.T) {
+	r := newProcesses(t, 1)
+	r.volume("d1", "file", "size", "64M")
+	n := r.drive("vm1", api.DoorbellsTrap, small, "d1")
+	load := newLoad(t, n, 2)
+	time.Sleep(20 * time.Millisecond) // any moment
+	r.killSoc()
+	all, giveBack := r.borrow()
+	fd, err := unix.Dup(all[0].files[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := qpair.Open[qpair.State](fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	const offsetVersion = 16 + 4 // behind what is the transport's, and the magic
+	version := state.Page.Controller[state.Page.Header.Selector&1].Payload[offsetVersion:][:1]
+	if version[0] != controller.StateVersion {
+		t.Fatalf("the version is %d", version[0])
+	}
+	version[0]++
+	before := [][]byte{content(t, all[0].files[0]), content(t, all[0].files[2])[qpair.PageSize:]}
+
+	other := newFolders(t, 1)
+	other.lend(all)
+	other.volume("d1", "null", "size", "64M")
+	call[api.Subsystem](other, other.client(), "POST", "/v1/subsystems", api.SubsystemSpec{Name: "vm1", Volumes: []string{"d1"}})
+	other.eventually("it says why", func() bool {
+		return other.lines.has("left to a runtime of another release", "state of another version: 3, and this program understands 2")
+	})
+	other.stopSoc()
+	if !bytes.Equal(content(t, all[0].files[0]), before[0]) || !bytes.Equal(content(t, all[0].files[2])[qpair.PageSize:], before[1]) {
+		t.Error("the pages have changed")
+	}
+	if csts, err := n.CSTS(); err != nil || csts != nvme.CSTS(0).WithRDY(true) {
+		t.Errorf("CSTS is %#x, %v; want RDY", csts, err)
+	}
+	version[0]--
+	giveBack()
+	r.startSoc()
+	load.end()
 }
 
 // TestPortRefused: a port that a runtime cannot take keeps nobody waiting: that
