@@ -37,7 +37,7 @@ func (s *soak) setup() error {
 		post(c, api.Path("volumes"), api.VolumeSpec{Name: name, Kind: kind, Options: options}, nil)
 	}
 	const size = 32 << 20
-	make := func(name, kind string, block int) {
+	add := func(name, kind string, block int) {
 		d := newDisk(name, uint64(len(s.disks)+1), block, size)
 		d.keeps, d.torn = kind != "null", kind == "mem"
 		s.disks[name] = d
@@ -45,15 +45,15 @@ func (s *soak) setup() error {
 			volume(soc, name, kind, api.Options{"size": fmt.Sprint(size), "block": fmt.Sprint(block)})
 		}
 	}
-	make("d1", "file", 512)
-	make("d2", "mem", 4096)
-	make("d3", "mem", 512)
-	make("d4", "null", 512)
-	make("d5", "file", 4096)
-	make("d6", "remote", 512)
-	make("d7", "file", 512)
-	make("d8", "file", 512)
-	make("d9", "mem", 4096)
+	add("d1", "file", 512)
+	add("d2", "mem", 4096)
+	add("d3", "mem", 512)
+	add("d4", "null", 512)
+	add("d5", "file", 4096)
+	add("d6", "remote", 512)
+	add("d7", "file", 512)
+	add("d8", "file", 512)
+	add("d9", "mem", 4096)
 
 	volume(far, "f6", "file", api.Options{"size": fmt.Sprint(size), "block": "512"})
 	var shown api.Listener

@@ -40,6 +40,7 @@ type hostSide struct {
 	flights map[*hostFlight]bool
 	unsent  []*hostFlight // that had no answer on the connection before
 	stopped bool
+	looked  time.Time // for commands that are not completed
 }
 
 // hostFlight is a command of a host that is under way.
@@ -47,6 +48,7 @@ type hostFlight struct {
 	*access
 	h       *hostSide
 	command host.Command
+	sent    time.Time
 }
 
 // come begins the host.
@@ -163,6 +165,14 @@ func (h *hostSide) associate(ctx context.Context, p *poller.Poller, set *tcp.Set
 
 // pump keeps commands in flight.
 func (h *hostSide) pump() {
+	if time.Since(h.looked) > time.Second {
+		h.looked = time.Now()
+		for f := range h.flights {
+			if time.Since(f.sent) > patience {
+				h.s.fail("host %s: %v has not ended after %v", h.name, f.access, time.Since(f.sent))
+			}
+		}
+	}
 	for !h.stopped && len(h.flights) < h.depth && h.queue.Room() > 0 {
 		var f *hostFlight
 		if n := len(h.unsent); n > 0 {
@@ -175,6 +185,7 @@ func (h *hostSide) pump() {
 			return
 		}
 		h.flights[f] = true
+		f.sent = time.Now()
 		if !h.queue.Start(&f.command) {
 			delete(h.flights, f)
 			h.unsent = append(h.unsent, f)

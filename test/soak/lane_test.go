@@ -31,6 +31,7 @@ type lane struct {
 	// Of the goroutine, and of who has waited for its end.
 	flights map[*flight]bool
 	last    time.Time // of the latest completion
+	looked  time.Time // for commands that are not completed
 	done    int       // completions since then
 }
 
@@ -52,6 +53,13 @@ func (l *lane) run() {
 			}
 			if !begun {
 				break
+			}
+		}
+		if time.Since(l.looked) > time.Second {
+			l.looked = time.Now()
+			if f := l.oldest(); f != nil && time.Since(f.begun) > patience {
+				l.g.fail("queue %d: %v has not ended after %v, and others have", l.pair.SQ.ID, f.access, time.Since(f.begun))
+				return
 			}
 		}
 		l.done = 0
