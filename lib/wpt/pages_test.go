@@ -226,6 +226,7 @@ func TestSkewRefused(t *testing.T) {
 	c := dial(t, p, newMemory(t, vfiousertest.MemoryOptions{Low: 8 * mib}), vfiousertest.Options{})
 	enable(t, c)
 	rt.kill()
+	eventually(t, "the guest waits", func() bool { return fact(b, "vm1", "state") == api.PortFrozen })
 	for _, version := range []uint32{qpair.LinkVersion - 1, qpair.LinkVersion + 1} {
 		link := dialLink(t, b)
 		m := qpair.Message{Kind: qpair.MsgHello, Version: version, Name: [64]byte{'s', 'o', 'c'}}
