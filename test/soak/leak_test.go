@@ -147,7 +147,7 @@ func (d *daemon) settled(before *usage) (u usage, more []string, err error) {
 			return u, nil, err
 		}
 		late := time.Now().After(end)
-		if u.collected < first.collected+2 && u.collected > 0 && !late {
+		if u.goroutines > 0 && u.collected < first.collected+2 && !late {
 			continue
 		}
 		if before == nil {
