@@ -9,6 +9,9 @@ DESTDIR  ?=
 FUZZTIME ?= 10s
 COUNT    ?= 10
 RUN      ?= .
+SOAKTIME ?= 2h
+SOAKENDS ?= 1000
+SEED     ?=
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo devel)
 COMMANDS := $(notdir $(wildcard cmd/*))
@@ -22,7 +25,7 @@ BUILD     = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X github.com/leapi
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all arm64 demo test lint unit race scripts guest guest-all fuzz bench install uninstall clean help
+.PHONY: all arm64 demo test lint unit race scripts guest guest-all soak fuzz bench install uninstall clean help
 
 all: ## build the commands into bin/
 	@mkdir -p bin
@@ -69,6 +72,10 @@ guest: ## real guests in QEMU; RUN=REGEXP selects
 guest-all: ## and every combination of doorbells, memory, blocks, kernels, processors, interrupts, depths
 	@echo '==> guest-all: real guests in QEMU, all of them'
 	LEAP_GUEST_ALL=1 go test -tags guest -count=1 -p 1 -timeout 180m -v -run '$(RUN)' ./lib/guest/... ./test/guest/...
+
+soak: ## guests and hosts under kills, upgrades, resets and changes, for SOAKTIME and SOAKENDS of each; SEED=N again
+	@echo '==> soak: for $(SOAKTIME), and $(SOAKENDS) kills and upgrades of each daemon'
+	SOAKTIME=$(SOAKTIME) SOAKENDS=$(SOAKENDS) SEED=$(SEED) go test -count=1 -timeout 0 -v -run TestSoak ./test/soak
 
 fuzz: ## every fuzz target for FUZZTIME
 	@echo '==> fuzz: every target for $(FUZZTIME)'

@@ -105,12 +105,6 @@ func remove(path string) error {
 	return nil
 }
 
-// OpenFiles counts the open file descriptors of this process.
-func OpenFiles() (int, error) {
-	all, err := os.ReadDir("/proc/self/fd")
-	return max(len(all)-1, 0), err // without that of the folder
-}
-
 // sizeOf returns the size of a file, 0 where there is none.
 func sizeOf(path string) int {
 	info, err := os.Stat(path)

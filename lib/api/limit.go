@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/metrics"
 	"github.com/leapio/leapio/lib/units"
 )
 
@@ -64,7 +65,7 @@ func CommonLimits(stateFile string) ([]Limit, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return nil, err
 	}
-	fds, err := OpenFiles()
+	fds, err := metrics.OpenFiles()
 	if err != nil {
 		return nil, err
 	}

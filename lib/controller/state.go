@@ -5,16 +5,20 @@ package controller
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/leapio/leapio/lib/nvme"
 )
 
-const (
-	stateMagic   = 0x6c746e43 // "Cntl"
-	stateVersion = 2
-)
+const stateMagic = 0x6c746e43 // "Cntl"
+
+// StateVersion is the version of what State returns.
+const StateVersion = 2
+
+// ErrStateVersion is what Restore has to say of the state of another release.
+var ErrStateVersion = errors.New("controller state of another version")
 
 // state is what a successor of this runtime needs to go on as the same
 // controller: the host must not notice. It is encoded little-endian, without
@@ -47,7 +51,7 @@ type state struct {
 func (c *Controller) State() (payload []byte, changed bool) {
 	f, ev := &c.features, &c.events
 	s := state{
-		Magic: stateMagic, Version: stateVersion, CNTLID: c.CNTLID(), QueueMade: c.queueMade,
+		Magic: stateMagic, Version: StateVersion, CNTLID: c.CNTLID(), QueueMade: c.queueMade,
 		Values: f.values, Temperature: f.temperature, Uncoalesced: f.uncoalesced,
 		ACRE: f.host.ACRE, LBAFEE: f.host.LBAFEE, CDFE: f.host.CDFE,
 		StampBase: f.stamp.base, StampAt: f.stamp.at.UnixMilli(), StampOrigin: f.stamp.origin,
@@ -69,22 +73,37 @@ func (c *Controller) State() (payload []byte, changed bool) {
 // called on the admin poller.
 func (c *Controller) Restore(payload []byte) error {
 	var s state
+	if err := checkState(payload); err != nil {
+		return err
+	}
 	if n := binary.Size(&s); len(payload) != n {
 		return fmt.Errorf("controller state of %d bytes, expected %d", len(payload), n)
 	}
 	if _, err := binary.Decode(payload, binary.LittleEndian, &s); err != nil {
 		return fmt.Errorf("controller state: %w", err)
 	}
-	switch {
-	case s.Magic != stateMagic:
-		return fmt.Errorf("controller state begins with %#x, expected %#x", s.Magic, stateMagic)
-	case s.Version != stateVersion:
-		return fmt.Errorf("controller state has version %d, this program understands %d", s.Version, stateVersion)
-	}
 	c.sub.rename(c, s.CNTLID)
 	c.queueMade = s.QueueMade
 	c.restoreFeatures(&s)
 	c.restoreEvents(&s)
+	return nil
+}
+
+// checkState looks at how a state begins, which is the same in all versions.
+func checkState(payload []byte) error {
+	var head struct {
+		Magic   uint32
+		Version uint16
+	}
+	_, err := binary.Decode(payload, binary.LittleEndian, &head)
+	switch {
+	case err != nil:
+		return fmt.Errorf("controller state of %d bytes is too short", len(payload))
+	case head.Magic != stateMagic:
+		return fmt.Errorf("controller state begins with %#x, expected %#x", head.Magic, stateMagic)
+	case head.Version != StateVersion:
+		return fmt.Errorf("%w: %d, and this program understands %d", ErrStateVersion, head.Version, StateVersion)
+	}
 	return nil
 }
 

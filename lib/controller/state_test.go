@@ -224,11 +224,11 @@ func TestRestoreErrors(t *testing.T) {
 		payload []byte
 		want    string
 	}{
-		"nothing": {nil, "controller state of 0 bytes, expected 6640"},
+		"nothing": {nil, "controller state of 0 bytes is too short"},
 		"short":   {good[:len(good)-1], "controller state of 6639 bytes, expected 6640"},
 		"long":    {append(bytes.Clone(good), 0), "controller state of 6641 bytes, expected 6640"},
 		"magic":   {magic, "controller state begins with 0x6c746e44, expected 0x6c746e43"},
-		"version": {version, "controller state has version 3, this program understands 2"},
+		"version": {version, "controller state of another version: 3, and this program understands 2"},
 	} {
 		if err := h.restore(tt.payload); err == nil || err.Error() != tt.want {
 			t.Errorf("%s: error %v, want %s", name, err, tt.want)

@@ -94,6 +94,12 @@ func (r *Registers) Init(cap nvme.CAP, vs nvme.VS, crto nvme.CRTO) {
 	}
 }
 
+// Renew writes again what is constant, whatever a runtime has made of it.
+func (r *Registers) Renew(cap nvme.CAP, vs nvme.VS, crto nvme.CRTO) {
+	r.Magic, r.Version = registersMagic, RegistersVersion
+	r.CAP, r.VS, r.CRTO = uint64(cap), uint32(vs), uint32(crto)
+}
+
 // Check reports whether the page is one this code understands.
 func (r *Registers) Check() error {
 	if r.Magic != registersMagic {

@@ -127,7 +127,8 @@ type State struct {
 	SQ         [MaxQueues]SQPage
 }
 
-// Init fills in the header of a new, zeroed area.
+// Init fills in the header of a new, zeroed area. It changes nothing of one that
+// is in use, unless a runtime has damaged its header.
 func (s *State) Init() {
 	s.Header.Magic = stateMagic
 	s.Header.Version = StateVersion

@@ -40,6 +40,9 @@ func (r *Runtime) firstLink(ctx context.Context) (*link.Client, error) {
 	return nil, nil
 }
 
+// sameRelease is what to do about another version.
+const sameRelease = "install leap-wpt and leap-soc of the same release"
+
 // final reports whether trying to attach again is pointless.
 func final(err error) bool {
 	var version *qpair.VersionError
@@ -58,7 +61,7 @@ func (r *Runtime) dial(ctx context.Context) (*link.Client, error) {
 			return c, nil
 		}
 		if final(err) {
-			return nil, fault.New(fault.Unsupported, "", "", err, "install leap-wpt and leap-soc of the same release")
+			return nil, fault.New(fault.Unsupported, "", "", err, sameRelease)
 		}
 		if ctx.Err() == nil || last == nil {
 			last = err
@@ -97,7 +100,8 @@ func (r *Runtime) keepLink(ctx context.Context, c *link.Client) {
 		}
 		r.log.Info("attached to leap-wpt", "epoch", c.Epoch())
 		r.publish(api.KindRuntime, r.cfg.Name, "attached", "")
-		if err := r.ports.Serve(ctx, c); err != nil {
+		err := r.ports.Serve(ctx, c)
+		if err != nil {
 			r.log.Warn("link to leap-wpt ended", "err", err)
 			r.publish(api.KindRuntime, r.cfg.Name, "detached", err.Error())
 		}
@@ -110,6 +114,12 @@ func (r *Runtime) keepLink(ctx context.Context, c *link.Client) {
 		}
 		r.dropLink(c)
 		c = nil
+		if final(err) {
+			// Guests wait for a runtime that can serve them. This one can still be
+			// replaced (leap-soc upgrade), and has its hosts.
+			r.log.Error("guests cannot be served", "err", err, "hint", sameRelease)
+			return
+		}
 	}
 }
 

@@ -235,7 +235,7 @@ func (r *rig) guest(port string, mem vfiousertest.MemoryOptions) *vfiousertest.N
 type testLog struct {
 	t          testing.TB
 	mu         sync.Mutex
-	complaints int
+	complaints [][]byte
 }
 
 func (l *testLog) Write(b []byte) (int, error) {
@@ -245,7 +245,7 @@ func (l *testLog) Write(b []byte) (int, error) {
 		fmt.Fprint(os.Stderr, string(b))
 	}
 	if bytes.Contains(b, []byte("level=WARN")) || bytes.Contains(b, []byte("level=ERROR")) {
-		l.complaints++
+		l.complaints = append(l.complaints, bytes.Clone(b))
 	}
 	return len(b), nil
 }
@@ -254,7 +254,16 @@ func (l *testLog) Write(b []byte) (int, error) {
 func (l *testLog) complained() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.complaints
+	return len(l.complaints)
+}
+
+// has reports whether a line that complained has all the words.
+func (l *testLog) has(words ...string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.complaints, func(line []byte) bool {
+		return !slices.ContainsFunc(words, func(w string) bool { return !bytes.Contains(line, []byte(w)) })
+	})
 }
 
 var small = vfiousertest.MemoryOptions{Low: 64 << 20, High: 16 << 20}

@@ -4,27 +4,16 @@
 package soc
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
 	"maps"
-	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/metrics"
 	"github.com/leapio/leapio/lib/stats"
 )
 
 // metrics returns what GET /metrics answers: all that is counted, at a moment.
-// Names of the process and the Go runtime are those that Prometheus' own clients
-// have for the same.
 func (r *Runtime) metrics() ([]byte, error) {
 	var page metrics.Page
 	page.Family(metrics.Gauge, "leapio_build_info", "Which runtime this is; always 1.", "runtime", "version").Add(1, r.cfg.Name, r.cfg.Version)
@@ -37,8 +26,7 @@ func (r *Runtime) metrics() ([]byte, error) {
 	r.listenerMetrics(&page)
 	r.mu.Unlock()
 	r.queueMetrics(&page)
-	goMetrics(&page)
-	if err := processMetrics(&page); err != nil {
+	if err := page.Process(); err != nil {
 		return nil, err
 	}
 	return page.Bytes(), nil
@@ -178,54 +166,4 @@ func (r *Runtime) queueMetrics(page *metrics.Page) {
 			add(q.Stats, q.Outstanding, "", name, strconv.Itoa(int(q.CNTLID)), strconv.Itoa(int(q.QID)), q.Poller)
 		}
 	}
-}
-
-func goMetrics(page *metrics.Page) {
-	gc := debug.GCStats{PauseQuantiles: make([]time.Duration, 5)}
-	debug.ReadGCStats(&gc)
-	var quantiles []metrics.Quantile
-	for i, pause := range gc.PauseQuantiles {
-		quantiles = append(quantiles, metrics.Quantile{Share: float64(i) / float64(len(gc.PauseQuantiles)-1), Value: pause})
-	}
-	page.Family(metrics.Summary, "go_gc_duration_seconds", "Pauses of the garbage collector, during which pollers pause, too; quantiles of the latest 256.").
-		Quantiles(quantiles, gc.PauseTotal, uint64(gc.NumGC))
-	page.Family(metrics.Gauge, "go_goroutines", "Goroutines.").Add(float64(runtime.NumGoroutine()))
-	page.Family(metrics.Gauge, "go_info", "The Go release; always 1.", "version").Add(1, runtime.Version())
-}
-
-// processMetrics asks the kernel, proc_pid_statm(5) and getrusage(2).
-func processMetrics(page *metrics.Page) error {
-	var usage unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
-		return err
-	}
-	statm, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return err
-	}
-	fields := bytes.Fields(statm)
-	if len(fields) < 2 {
-		return fmt.Errorf("/proc/self/statm: %q", statm)
-	}
-	virtual, verr := strconv.ParseUint(string(fields[0]), 10, 64)
-	resident, err := strconv.ParseUint(string(fields[1]), 10, 64)
-	if err := errors.Join(verr, err); err != nil {
-		return fmt.Errorf("/proc/self/statm: %w", err)
-	}
-	fds, err := api.OpenFiles()
-	if err != nil {
-		return err
-	}
-	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		return err
-	}
-	pages := float64(os.Getpagesize())
-	page.Family(metrics.Counter, "process_cpu_seconds_total", "CPU time, of the process and the kernel for it.").
-		Add(time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds())
-	page.Family(metrics.Gauge, "process_open_fds", "Open file descriptors.").Add(float64(fds))
-	page.Family(metrics.Gauge, "process_max_fds", "File descriptors that may be open, RLIMIT_NOFILE.").Add(float64(files.Cur))
-	page.Family(metrics.Gauge, "process_resident_memory_bytes", "Resident memory, that of guests which was used among it.").Add(float64(resident) * pages)
-	page.Family(metrics.Gauge, "process_virtual_memory_bytes", "Address space.").Add(float64(virtual) * pages)
-	return nil
 }

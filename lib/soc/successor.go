@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/controller"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
 )
@@ -40,9 +41,10 @@ const (
 	takeoverLimit = 60 * time.Second
 )
 
-// layouts are the versions of what is shared with leap-wpt.
+// layouts are the versions of what is shared with leap-wpt, and of what a runtime
+// leaves there to the next one.
 var layouts = map[string]int{
-	"link": qpair.LinkVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion,
+	"link": qpair.LinkVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion, "controller": controller.StateVersion,
 }
 
 // Check reports what this program is, or why it could not be the runtime of cfg.

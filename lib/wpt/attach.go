@@ -64,6 +64,7 @@ func (p *port) attach(rt *runtime) {
 		p.resetFunction()
 	}
 	p.holder, p.told, p.detaching = rt, p.record.binding(), false
+	p.renewPages()
 	p.unmaps.forget()
 	// The table gets new generations, and the page the last of them before the
 	// runtime hears of anything: it must not take a part of the table for the whole.

@@ -127,7 +127,7 @@ func (p *port) writeRegister(off uint64, v uint32) {
 	case nvme.RegCC:
 		p.writeCC(nvme.CC(v & ccBits))
 	case nvme.RegAQA, nvme.RegASQ, nvme.RegASQ + 4, nvme.RegACQ, nvme.RegACQ + 4:
-		if r.LoadCC().EN() {
+		if p.cc.EN() {
 			return // NVMe Base 2.0, 3.1.3.8: only while EN is 0
 		}
 		switch off {
@@ -152,7 +152,7 @@ func putHalf(old, off uint64, v uint32) uint64 {
 // writeCC stores CC. Clearing EN is a reset edge. The caller holds mu.
 func (p *port) writeCC(cc nvme.CC) {
 	r := p.regs.Page
-	old := r.LoadCC()
+	old := p.cc
 	if cc.EN() && !old.EN() && p.functionReset && !p.acknowledged() {
 		// I/O of the function before its reset is still in flight: CSTS shows
 		// CFS until that has ended.
@@ -165,6 +165,7 @@ func (p *port) writeCC(cc nvme.CC) {
 	if edge {
 		atomic.StoreUint32(&r.INTM, 0)
 	}
+	p.cc = cc
 	atomic.StoreUint32(&r.CC, uint32(cc))
 	if edge {
 		p.resetEdge()
@@ -180,6 +181,7 @@ func (p *port) writeCC(cc nvme.CC) {
 func (p *port) resetFunction() {
 	r := p.regs.Page
 	p.config.reset()
+	p.cc = 0
 	atomic.StoreUint32(&r.CC, 0)
 	atomic.StoreUint32(&r.AQA, 0)
 	atomic.StoreUint64(&r.ASQ, 0)
@@ -201,8 +203,17 @@ func (p *port) resetEdge() {
 	if p.acknowledged() {
 		p.edge = time.Now()
 	}
+	p.renewPages()
 	atomic.AddUint64(&p.regs.Page.ResetGen, 1)
 	p.expect()
+}
+
+// renewPages writes again what is constant in the pages. A runtime can write to
+// all of them; what one does costs its ports, until a reset or the next runtime.
+// The caller holds mu.
+func (p *port) renewPages() {
+	p.regs.Page.Renew(constCAP, constVS, constCRTO)
+	p.state.Page.Init()
 }
 
 // acknowledged reports whether all I/O of earlier generations has ended. The
@@ -224,7 +235,7 @@ func (p *port) csts() nvme.CSTS {
 			// The client may still carry out what the function wrote before its
 			// reset. Until it has, the guest must take its memory for in use, and
 			// not begin anew: RDY is what it does not wait for.
-			s = s.WithRDY(!p.regs.Page.LoadCC().EN())
+			s = s.WithRDY(!p.cc.EN())
 		}
 		return s
 	case p.functionReset:
@@ -232,7 +243,7 @@ func (p *port) csts() nvme.CSTS {
 	}
 	// A controller reset that has not ended: RDY stays as it was. Once the
 	// guest has set EN again, RDY speaks of the new generation.
-	return nvme.CSTS(0).WithRDY(s.RDY() && !p.regs.Page.LoadCC().EN())
+	return nvme.CSTS(0).WithRDY(s.RDY() && !p.cc.EN())
 }
 
 // settle acknowledges resets and shutdowns in the place of a runtime: while no
@@ -251,7 +262,7 @@ func (p *port) settle() {
 	}
 	if !s.RDY() && !s.CFS() {
 		shst := nvme.SHSTNormal
-		if r.LoadCC().SHN() != 0 {
+		if p.cc.SHN() != 0 {
 			shst = nvme.SHSTComplete
 		}
 		s = s.WithSHST(shst)

@@ -130,22 +130,32 @@ func (b *Broker) serveLink(conn *net.UnixConn) {
 	link := qpair.NewLink(conn)
 	defer link.Close()
 	stop := context.AfterFunc(b.ctx, func() { link.Close() })
-	name, status, err := hello(conn, link)
+	name, version, err := hello(conn, link)
 	stop()
 	if err != nil {
 		b.log.Warn("link refused", "pid", peerPID(conn), "err", err)
 		return
 	}
 	var rt *runtime
-	if status == 0 {
+	var status unix.Errno
+	var why error
+	switch {
+	case version != qpair.LinkVersion:
+		status = unix.EPROTO
+		why = fmt.Errorf("%w: install leap-wpt and leap-soc of the same release",
+			&qpair.VersionError{What: "link protocol of the runtime", Got: version, Want: qpair.LinkVersion})
+	case name == "" || api.CheckRuntime(name) != nil:
+		status, why = unix.EINVAL, unix.EINVAL
+	default:
 		rt, status = b.admit(name, conn, link)
+		why = status
 	}
 	if rt == nil {
 		level := slog.LevelWarn
 		if status == unix.EBUSY {
 			level = slog.LevelDebug // a standby asks again and again
 		}
-		b.log.Log(context.Background(), level, "runtime refused", "runtime", name, "pid", peerPID(conn), "err", status)
+		b.log.Log(context.Background(), level, "runtime refused", "runtime", name, "pid", peerPID(conn), "err", why)
 		// If it has gone, nobody wants to know.
 		_ = link.Send(&qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Status: int32(status)}, nil)
 		return
@@ -153,9 +163,9 @@ func (b *Broker) serveLink(conn *net.UnixConn) {
 	rt.serve()
 }
 
-// hello reads the first message: the name of the runtime, and the errno to
-// refuse it with, if any.
-func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno, err error) {
+// hello reads the first message: the name of the runtime, and the version of the
+// protocol that it speaks.
+func hello(conn *net.UnixConn, link *qpair.Link) (name string, version uint32, err error) {
 	if err := conn.SetReadDeadline(time.Now().Add(helloLimit)); err != nil {
 		return "", 0, err
 	}
@@ -167,14 +177,7 @@ func hello(conn *net.UnixConn, link *qpair.Link) (name string, status unix.Errno
 	if m.Kind != qpair.MsgHello {
 		return "", 0, fmt.Errorf("message %d where MsgHello was expected", m.Kind)
 	}
-	name = qpair.NameOf(&m.Name)
-	switch {
-	case m.Version != qpair.LinkVersion:
-		return name, unix.EPROTO, nil
-	case name == "" || api.CheckRuntime(name) != nil:
-		return name, unix.EINVAL, nil
-	}
-	return name, 0, conn.SetReadDeadline(time.Time{})
+	return qpair.NameOf(&m.Name), m.Version, conn.SetReadDeadline(time.Time{})
 }
 
 // admit makes the runtime of this name. It waits for the one before it to be

@@ -4,15 +4,7 @@
 package wpt
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
-	"os"
-	"strconv"
 	"sync/atomic"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/metrics"
@@ -31,8 +23,8 @@ type portCounts struct {
 	reads, writes atomic.Uint64 // of unshared memory, for runtimes
 }
 
-// metrics returns what GET /metrics answers. All names begin with leapio_wpt_, so
-// that a collector of files can have this page beside those of runtimes.
+// metrics returns what GET /metrics answers. All names but those of the process
+// begin with leapio_wpt_: none is one of a runtime's.
 func (b *Broker) metrics() ([]byte, error) {
 	var page metrics.Page
 	one := func(kind metrics.Type, name, help string, v float64) {
@@ -45,7 +37,7 @@ func (b *Broker) metrics() ([]byte, error) {
 	b.runtimeMetrics(&page)
 	one(metrics.Counter, "pings_total", "How often a runtime that a guest waited for was asked whether it is alive.", float64(b.counts.pings.Load()))
 	one(metrics.Counter, "pings_late_total", "Those that were not answered in time: the runtime was killed.", float64(b.counts.latePings.Load()))
-	if err := processMetrics(one); err != nil {
+	if err := page.Process(); err != nil {
 		return nil, err
 	}
 	return page.Bytes(), nil
@@ -114,29 +106,4 @@ func (b *Broker) runtimeMetrics(page *metrics.Page) {
 		files.Add(float64(count[name]), name)
 		size.Add(sum[name], name)
 	}
-}
-
-// processMetrics asks the kernel, proc_pid_statm(5) and getrusage(2).
-func processMetrics(one func(kind metrics.Type, name, help string, v float64)) error {
-	var usage unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
-		return fmt.Errorf("getrusage: %w", err)
-	}
-	statm, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return err
-	}
-	fields := bytes.Fields(statm)
-	if len(fields) < 2 {
-		return fmt.Errorf("/proc/self/statm: %q", statm)
-	}
-	resident, err := strconv.ParseUint(string(fields[1]), 10, 64)
-	files, ferr := api.OpenFiles()
-	if err := errors.Join(err, ferr); err != nil {
-		return err
-	}
-	one(metrics.Counter, "cpu_seconds_total", "CPU time, of the process and the kernel for it.", time.Duration(usage.Utime.Nano()+usage.Stime.Nano()).Seconds())
-	one(metrics.Gauge, "resident_memory_bytes", "Resident memory.", float64(resident)*float64(os.Getpagesize()))
-	one(metrics.Gauge, "open_fds", "Open file descriptors.", float64(files))
-	return nil
 }

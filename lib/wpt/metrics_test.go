@@ -104,13 +104,13 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s{%s} has risen by %v, want %v", tt.family, tt.labels, by, tt.by)
 		}
 	}
-	for _, family := range []string{"leapio_wpt_start_time_seconds", "leapio_wpt_runtime_attached_time_seconds", "leapio_wpt_cpu_seconds_total", "leapio_wpt_resident_memory_bytes", "leapio_wpt_open_fds"} {
+	for _, family := range []string{"leapio_wpt_start_time_seconds", "leapio_wpt_runtime_attached_time_seconds", "process_cpu_seconds_total", "go_goroutines"} {
 		if after.Value(family) <= 0 {
 			t.Errorf("%s is %v", family, after.Value(family))
 		}
 	}
 	for name := range after.Families {
-		if !strings.HasPrefix(name, "leapio_wpt_") {
+		if strings.HasPrefix(name, "leapio_") && !strings.HasPrefix(name, "leapio_wpt_") {
 			t.Errorf("%s could be a name of another daemon", name)
 		}
 	}

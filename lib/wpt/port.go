@@ -21,6 +21,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/units"
 )
@@ -51,6 +52,7 @@ type port struct {
 	mu            sync.Mutex
 	record        record
 	config        pciConfig
+	cc            nvme.CC // what the guest has made it; a runtime could change the page's
 	regions       regionTable
 	irqs          *irqs
 	client        *client       // nil: none is connected

@@ -116,18 +116,15 @@ func (b *Broker) restorePort(h *portHandover) (p *port, err error) {
 	}
 	p.irqs.msix, p.irqs.mask = h.MSIX, h.Mask
 	if p.regs, err = qpair.Open[qpair.Registers](h.Registers); err == nil {
-		err = p.regs.Page.Check()
-	}
-	if err == nil {
+		p.cc = p.regs.Page.LoadCC()
 		p.bells, err = qpair.Open[qpair.Doorbells](h.Doorbells)
 	}
 	if err == nil {
 		p.state, err = qpair.Open[qpair.State](h.State)
 	}
 	if err == nil {
-		err = p.state.Page.Check()
-	}
-	if err == nil {
+		// In which layout they are this program was asked before (run --check).
+		p.renewPages()
 		p.listener, err = listener(h.Listener, p.socket)
 	}
 	if err == nil && h.Client != nil {

@@ -378,6 +378,13 @@ func (p *Port) started(gen uint64, err error) {
 		p.settle(unserved) // the port is about to be given up; a successor tries again
 		return
 	}
+	if errors.Is(err, controller.ErrStateVersion) {
+		// The guest waits for a runtime that can go on with what is outstanding, or
+		// begins anew by a reset, with this one.
+		p.log.Error("controller is left to a runtime of another release", "err", err)
+		p.settle(unserved)
+		return
+	}
 	if err != nil {
 		p.settle(unserved)
 		p.fatal(gen, err.Error())

@@ -29,6 +29,9 @@ type Ports struct {
 	choosing sync.Mutex     // held while subsystem is asked and the answer set
 	leaving  sync.WaitGroup // ports that are being given up
 
+	// refused are ports that could not be taken: nothing of theirs is in flight.
+	refused map[uint32]bool // for Serve
+
 	mu   sync.Mutex
 	byID map[uint32]*Port
 }
@@ -38,21 +41,28 @@ type Ports struct {
 // or may not be shown there (yet); it is asked when a port comes, and again when
 // Refresh says so.
 func NewPorts(pollers []*poller.Poller, subsystem func(*Port) *controller.Subsystem) *Ports {
-	return &Ports{pollers: pollers, subsystem: subsystem, byID: make(map[uint32]*Port)}
+	return &Ports{pollers: pollers, subsystem: subsystem, byID: make(map[uint32]*Port), refused: make(map[uint32]bool)}
 }
 
 // Serve follows the ports of the link until ctx ends or the link does, then
 // gives them up: controllers stay enabled for whoever comes next. It returns
-// nil when ctx ended, else why the link ended.
+// nil when ctx ended, else why the link ended: a *qpair.VersionError if the pages
+// of its ports are of another layout, which are left as they are.
 func (ps *Ports) Serve(ctx context.Context, c *Client) error {
 	defer ps.giveUp(c)
+	clear(ps.refused)
 	for {
 		ms, err := c.take()
 		if err != nil {
 			return err
 		}
 		for i := range ms {
-			ps.follow(c, &ms[i])
+			if err := ps.follow(c, &ms[i]); err != nil {
+				for _, m := range ms[i+1:] {
+					qpair.CloseFDs(m.fds)
+				}
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -62,39 +72,56 @@ func (ps *Ports) Serve(ctx context.Context, c *Client) error {
 	}
 }
 
-// follow acts on one message.
-func (ps *Ports) follow(c *Client, m *message) {
+// follow acts on one message. An error is the end of the link.
+func (ps *Ports) follow(c *Client, m *message) error {
 	switch {
 	case m.do != nil:
 		m.do()
-		return
+		return nil
 	case m.Kind == qpair.MsgAttach:
-		ps.attach(c, m)
-		return
+		return ps.attach(c, m)
 	case m.Kind == qpair.MsgPing:
 		ps.pong(c, m)
-		return
+		return nil
 	}
 	p := ps.get(m.Port)
 	if p == nil || p.leaving {
+		ps.answer(c, m)
 		qpair.CloseFDs(m.fds)
-		return
+		return nil
 	}
 	switch m.Kind {
 	case qpair.MsgMap:
 		p.mapRegion(m)
 	case qpair.MsgUnmap:
 		p.unmapRegion(m)
-		return
+		return nil
 	case qpair.MsgVector:
 		p.setVector(m)
-		return // which has taken the fds
+		return nil // which has taken the fds
 	case qpair.MsgDetach:
 		ps.detach(c, p)
 	default:
 		c.log.Warn("unknown message from leap-wpt", "kind", uint32(m.Kind))
 	}
 	qpair.CloseFDs(m.fds)
+	return nil
+}
+
+// answer gives leap-wpt, and with it the guest, what it waits for of a port that
+// could not be taken.
+func (ps *Ports) answer(c *Client, m *message) {
+	if !ps.refused[m.Port] {
+		return
+	}
+	// An error is the end of the link, which is found out.
+	switch m.Kind {
+	case qpair.MsgUnmap:
+		_ = c.link.Send(&qpair.Message{Kind: qpair.MsgUnmapped, Port: m.Port, ID: m.ID}, nil)
+	case qpair.MsgDetach:
+		delete(ps.refused, m.Port)
+		_ = c.link.Send(&qpair.Message{Kind: qpair.MsgDetached, Port: m.Port}, nil)
+	}
 }
 
 // pong answers a MsgPing when every poller has run.
@@ -112,11 +139,16 @@ func (ps *Ports) pong(c *Client, m *message) {
 	}
 }
 
-func (ps *Ports) attach(c *Client, m *message) {
+func (ps *Ports) attach(c *Client, m *message) error {
 	p, err := c.newPort(m, ps.pollers)
+	var version *qpair.VersionError
+	if errors.As(err, &version) {
+		return err // so are those of all ports; somebody else can serve them
+	}
 	if err != nil {
 		c.log.Error("port cannot be attached", "err", err)
-		return
+		ps.refused[m.Port] = true
+		return nil
 	}
 	ps.choosing.Lock()
 	ps.mu.Lock()
@@ -126,6 +158,7 @@ func (ps *Ports) attach(c *Client, m *message) {
 	ps.choosing.Unlock()
 	p.start()
 	p.log.Info("port attached", "subsystem", p.Subsystem)
+	return nil
 }
 
 func (ps *Ports) detach(c *Client, p *Port) {
