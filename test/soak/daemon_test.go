@@ -152,21 +152,27 @@ func (d *daemon) restart() error {
 	return d.start()
 }
 
+func (d *daemon) askUpgrade() error {
+	return d.s.call(func(ctx context.Context) error {
+		return d.client().Post(ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil)
+	})
+}
+
 // upgrade has the program be replaced by itself, and returns the pause it tells.
 func (d *daemon) upgrade() (time.Duration, error) {
 	before, since, _, _, _ := d.who()
-	if err := d.client().Post(d.s.ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil); err != nil {
+	if err := d.askUpgrade(); err != nil {
 		return 0, fmt.Errorf("upgrade of %s: %w", d.name, err)
 	}
 	var pause time.Duration
 	var failed string
 	err := d.s.await(fmt.Sprintf("%s has been replaced", d.name), func() bool {
 		pid, now, p, e, whole := d.who()
-		if !whole {
+		if !whole || now.Equal(since) {
 			return false
 		}
 		d.pid, pause, failed = pid, p, e
-		return e != "" || p > 0 && (pid != before || !now.Equal(since))
+		return e != "" || p > 0
 	})
 	switch {
 	case err != nil:
@@ -186,7 +192,7 @@ func (d *daemon) disturb(wait time.Duration, which int) error {
 	go func() {
 		defer close(asked)
 		// An error is that of a runtime that has been killed.
-		_ = d.client().Post(d.s.ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil)
+		_ = d.askUpgrade()
 	}()
 	time.Sleep(wait)
 	all, err := d.processes()
