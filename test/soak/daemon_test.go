@@ -248,7 +248,8 @@ func (d *daemon) processes() (all []int, err error) {
 		// What fails has ended meanwhile.
 		exe, _ := os.Readlink("/proc/" + p.Name() + "/exe")
 		words, _ := os.ReadFile("/proc/" + p.Name() + "/cmdline")
-		if exe == d.command() && bytes.Contains(words, []byte("--name\x00"+d.name+"\x00")) && !gone(pid) {
+		mine := d.name == "wpt" || bytes.Contains(words, []byte("--name\x00"+d.name+"\x00"))
+		if exe == d.command() && mine && !gone(pid) {
 			all = append(all, pid)
 		}
 	}
@@ -372,14 +373,19 @@ func (d *daemon) checkLog() {
 	}
 }
 
-// end ends the daemon for good.
+// end ends the daemon for good, with those that wait to be it.
 func (d *daemon) end() {
-	if d == nil || d.pid == 0 {
-		return
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		all, err := d.processes()
+		if err != nil {
+			d.s.t.Error(err)
+		}
+		for _, pid := range all {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if len(all) == 0 {
+			return
+		}
 	}
-	_ = unix.Kill(d.pid, unix.SIGCONT)
-	_ = unix.Kill(d.pid, unix.SIGKILL)
-	for end := time.Now().Add(patience); !gone(d.pid) && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+	d.s.t.Errorf("%s does not end", d.name)
 }
