@@ -6,6 +6,7 @@ package soc
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -72,7 +73,10 @@ func startSuccessor(ctx context.Context, path string) (*successor, error) {
 		return nil, fmt.Errorf("making a socket for the next runtime: %w", err)
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "successor")
-	defer theirs.Close()
+	// So that Close ends a read, whoever still holds the other end.
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		return nil, errors.Join(fmt.Errorf("making a socket for the next runtime: %w", err), theirs.Close(), unix.Close(pair[0]))
+	}
 	s := &successor{
 		socket: os.NewFile(uintptr(pair[0]), "successor"), lines: make(chan string, 4), exited: make(chan struct{}),
 		cmd: exec.Command(path),
@@ -81,7 +85,9 @@ func startSuccessor(ctx context.Context, path string) (*successor, error) {
 	s.cmd.Stdout, s.cmd.Stderr = os.Stdout, os.Stderr
 	s.cmd.ExtraFiles = []*os.File{theirs}
 	s.cmd.Env = append(os.Environ(), successorEnv+"=3")
-	if err := s.cmd.Start(); err != nil {
+	err = s.cmd.Start()
+	theirs.Close() // only its own is left, so that its end is seen
+	if err != nil {
 		s.socket.Close()
 		return nil, err
 	}

@@ -152,21 +152,27 @@ func (d *daemon) restart() error {
 	return d.start()
 }
 
+func (d *daemon) askUpgrade() error {
+	return d.s.call(func(ctx context.Context) error {
+		return d.client().Post(ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil)
+	})
+}
+
 // upgrade has the program be replaced by itself, and returns the pause it tells.
 func (d *daemon) upgrade() (time.Duration, error) {
 	before, since, _, _, _ := d.who()
-	if err := d.client().Post(d.s.ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil); err != nil {
+	if err := d.askUpgrade(); err != nil {
 		return 0, fmt.Errorf("upgrade of %s: %w", d.name, err)
 	}
 	var pause time.Duration
 	var failed string
 	err := d.s.await(fmt.Sprintf("%s has been replaced", d.name), func() bool {
 		pid, now, p, e, whole := d.who()
-		if !whole {
+		if !whole || now.Equal(since) {
 			return false
 		}
 		d.pid, pause, failed = pid, p, e
-		return e != "" || p > 0 && (pid != before || !now.Equal(since))
+		return e != "" || p > 0
 	})
 	switch {
 	case err != nil:
@@ -186,7 +192,7 @@ func (d *daemon) disturb(wait time.Duration, which int) error {
 	go func() {
 		defer close(asked)
 		// An error is that of a runtime that has been killed.
-		_ = d.client().Post(d.s.ctx, api.Path("upgrade"), api.Upgrade{Binary: d.command()}, nil)
+		_ = d.askUpgrade()
 	}()
 	time.Sleep(wait)
 	all, err := d.processes()
@@ -242,7 +248,8 @@ func (d *daemon) processes() (all []int, err error) {
 		// What fails has ended meanwhile.
 		exe, _ := os.Readlink("/proc/" + p.Name() + "/exe")
 		words, _ := os.ReadFile("/proc/" + p.Name() + "/cmdline")
-		if exe == d.command() && bytes.Contains(words, []byte("--name\x00"+d.name+"\x00")) && !gone(pid) {
+		mine := d.name == "wpt" || bytes.Contains(words, []byte("--name\x00"+d.name+"\x00"))
+		if exe == d.command() && mine && !gone(pid) {
 			all = append(all, pid)
 		}
 	}
@@ -366,14 +373,19 @@ func (d *daemon) checkLog() {
 	}
 }
 
-// end ends the daemon for good.
+// end ends the daemon for good, with those that wait to be it.
 func (d *daemon) end() {
-	if d == nil || d.pid == 0 {
-		return
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		all, err := d.processes()
+		if err != nil {
+			d.s.t.Error(err)
+		}
+		for _, pid := range all {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if len(all) == 0 {
+			return
+		}
 	}
-	_ = unix.Kill(d.pid, unix.SIGCONT)
-	_ = unix.Kill(d.pid, unix.SIGKILL)
-	for end := time.Now().Add(patience); !gone(d.pid) && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
+	d.s.t.Errorf("%s does not end", d.name)
 }

@@ -32,6 +32,7 @@ package soak_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -184,6 +185,17 @@ func (s *soak) await(what string, is func() bool) error {
 		}
 	}
 	return nil
+}
+
+// call makes a call to a daemon, which must not take for ever.
+func (s *soak) call(f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	err := f(ctx)
+	if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil && s.ctx.Err() == nil {
+		s.fail("a call has no answer after %v: %v", patience, err)
+	}
+	return err
 }
 
 // report prints what is needed to find out why the run has failed.

@@ -187,7 +187,7 @@ func (s *soak) calls() error {
 // ask makes a call, which must succeed unless something happens to a daemon.
 func (s *soak) ask(d *daemon, call func(context.Context) error) error {
 	steps := s.ends.Load()
-	err := call(s.ctx)
+	err := s.call(call)
 	if err != nil && steps%2 == 0 && s.ends.Load() == steps {
 		return fmt.Errorf("%s: %w", d.name, err)
 	}

@@ -26,13 +26,19 @@ type drive struct {
 // end under it. is tells whether it has had.
 func (s *soak) sure(what string, call func(context.Context) error, is func(context.Context) (bool, error)) error {
 	var last error
+	there := func() (ok bool) {
+		return s.call(func(ctx context.Context) (err error) {
+			ok, err = is(ctx)
+			return err
+		}) == nil && ok
+	}
 	err := s.await(what, func() bool {
 		steps := s.ends.Load()
-		if last = call(s.ctx); last == nil {
+		if last = s.call(call); last == nil {
 			return true
 		}
 		if s.ends.Load() == steps && steps%2 == 0 { // nothing happened to a daemon
-			if ok, err := is(s.ctx); err == nil && ok {
+			if there() {
 				return true
 			}
 			if s.ends.Load() == steps {
@@ -40,8 +46,7 @@ func (s *soak) sure(what string, call func(context.Context) error, is func(conte
 				return true
 			}
 		}
-		ok, err := is(s.ctx)
-		return err == nil && ok
+		return there()
 	})
 	if err != nil && s.ctx.Err() == nil {
 		return fmt.Errorf("%w: %w", err, last)
