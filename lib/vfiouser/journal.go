@@ -38,6 +38,7 @@ type Journal struct {
 	served  uint32 // a process has begun to read
 
 	in, out passage // consumed from the socket; sent
+	taking  uint64  // up to where in is being consumed, the end of a message
 
 	// Places in the stream of what came in: commands that end at or before the
 	// first are carried out and answered, replies up to the other are taken.
@@ -82,6 +83,9 @@ func (j *Journal) Check() error {
 		return fmt.Errorf("a journal of version %d, and this build knows %d", j.version, JournalVersion)
 	}
 	sent := j.out.total()
+	if j.taking != 0 && j.in.total() > j.taking {
+		return errors.New("a journal that contradicts itself")
+	}
 	if j.outEnd-j.outBegin > journalRoom || sent > j.outEnd || sent < j.outBegin {
 		return errors.New("a journal that contradicts itself")
 	}

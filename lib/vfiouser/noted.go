@@ -87,6 +87,9 @@ func NewNotedConn(socket *net.UnixConn, limits Limits, j *Journal) (*Conn, error
 			p.Answered() // nothing of it was sent
 		}
 	}
+	if err := n.takeOut(); err != nil {
+		return nil, fmt.Errorf("going on with a connection: %w", err)
+	}
 	c.base = j.in.total()
 	n.handed = j.commands
 	n.resumed = [2]bool{j.served != 0, j.served != 0}
@@ -254,8 +257,18 @@ func (n *noted) consume(base uint64) error {
 		enough = 1 // they keep files open
 	}
 	n.withFDs = n.withFDs && to < base
-	for at := j.in.total(); to >= at+enough; at = j.in.total() {
-		n.take = int(min(to-at, uint64(len(n.scratch))))
+	if to < j.in.total()+enough {
+		return nil
+	}
+	atomic.StoreUint64(&j.taking, to)
+	return n.takeOut()
+}
+
+// takeOut takes out up to where the journal says. Who is killed meanwhile leaves
+// the rest to the next.
+func (n *noted) takeOut() error {
+	for j := n.journal; j.in.total() < j.taking; {
+		n.take = int(min(j.taking-j.in.total(), uint64(len(n.scratch))))
 		if err := n.raw.Read(n.consumer); err != nil {
 			return err
 		}

@@ -259,6 +259,34 @@ func TestNotedPieces(t *testing.T) {
 	c.Close()
 }
 
+// What is done with is taken out in several calls. Who is killed between them
+// leaves the front of the stream within a message.
+func TestNotedHalfTaken(t *testing.T) {
+	peer, own := socketPair(t)
+	j := newJournal(t)
+	c := successor(t, own, j)
+	for id := range uint16(2) {
+		sendRaw(t, peer, message(Header{ID: id, Command: CmdRegionWrite, Flags: FlagNoAck}, make([]byte, 10000)...))
+	}
+	m, err := c.ReadMessage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Begin(m.End)
+	c.Done()
+	j.taking = m.End
+	c.noted.take = consumeMost
+	if err := c.noted.raw.Read(c.noted.consumer); err != nil || j.in.total() != consumeMost {
+		t.Fatalf("%d bytes taken, %v", j.in.total(), err)
+	}
+	c.Close()
+	c = successor(t, own, j)
+	defer c.Close()
+	if m, err := c.ReadMessage(); err != nil || m.Header.ID != 1 || len(m.Payload) != 10000 {
+		t.Errorf("got %+v, %v", m, err)
+	}
+}
+
 // What is done with does not stay in the socket for long, and file descriptors
 // not at all.
 func TestNotedConsumes(t *testing.T) {
@@ -319,6 +347,7 @@ func TestJournalCheck(t *testing.T) {
 		"garbage": func(j *Journal) { j.magic++ },
 		"newer":   func(j *Journal) { j.version++ },
 		"sent":    func(j *Journal) { j.out.side[0].before = 1 },
+		"taken":   func(j *Journal) { j.taking, j.in.side[0].before = 1, 2 },
 		"long":    func(j *Journal) { j.outEnd = journalRoom + 1 },
 	} {
 		j := newJournal(t)

@@ -169,8 +169,10 @@ func (p *port) writeCC(cc nvme.CC) {
 		atomic.StoreUint32(&r.INTM, 0)
 	}
 	atomic.StoreUint32(&r.CC, uint32(cc))
+	step()
 	if edge {
 		p.resetEdge()
+		step()
 	}
 	p.settle()
 	raise(p.kick)

@@ -96,6 +96,7 @@ type clientEntry struct {
 
 // note writes the broker's table. The caller holds no lock that is below admin.
 func (b *Broker) note() {
+	step()
 	b.noteMu.Lock()
 	defer b.noteMu.Unlock()
 	if b.table == nil {
@@ -122,10 +123,12 @@ func (b *Broker) note() {
 	if err := b.table.write(&t); err != nil {
 		b.log.Error("writing what the next program has to know", "err", err)
 	}
+	step()
 }
 
 // note writes the port's table. The caller holds mu.
 func (p *port) note() {
+	step()
 	f := p.broker.files
 	t := portTable{
 		ID: p.id, Record: p.record,
@@ -157,5 +160,6 @@ func (p *port) note() {
 	step()
 }
 
-// step is called wherever something was noted. Tests end the program there.
+// step is called before and after something is noted, and where something that
+// others see is half done. Tests kill the program there.
 var step = func() {}

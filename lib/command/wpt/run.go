@@ -41,7 +41,7 @@ func run() *cli.Command {
 				},
 			}
 			if !check {
-				return wpt.Run(ctx, config)
+				return serve(ctx, config)
 			}
 			program, err := wpt.Check(config)
 			if err != nil {
@@ -50,6 +50,23 @@ func run() *cli.Command {
 			return command.ShowProgram(call, program)
 		},
 	}
+}
+
+// serve is the broker. Its open files are with the service manager, too, in case
+// it crashes.
+func serve(ctx context.Context, config wpt.Config) (err error) {
+	if config.Stored, err = command.StoredFiles(); err != nil {
+		return err
+	}
+	store, err := command.NewFileStore()
+	if err != nil {
+		config.Logger.Warn("a crash will cost guests their drives", "err", err)
+	}
+	if store != nil {
+		defer store.Close()
+		config.Store = store
+	}
+	return wpt.Run(ctx, config)
 }
 
 func upgrade() *cli.Command {
