@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package wpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/api"
+	notify "github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/command/commandtest"
+	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/vfiouser"
+	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
+)
+
+// Environment of a test binary that is to be leap-wpt: its folder, and at which
+// step it is to be killed.
+const (
+	envDir  = "LEAPIO_TEST_DIR"
+	envStep = "LEAPIO_TEST_STEP"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(envDir); dir != "" {
+		if err := runChild(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// countedStore is a store that is a step before and after each of its calls.
+type countedStore struct{ *notify.FileStore }
+
+func (s countedStore) Put(name string, fd int) error {
+	step()
+	defer step()
+	return s.FileStore.Put(name, fd)
+}
+
+func (s countedStore) Remove(name string) error {
+	step()
+	defer step()
+	return s.FileStore.Remove(name)
+}
+
+// runChild is leap-wpt, killed at a step that the environment names.
+func runChild(dir string) error {
+	paths, err := api.NewPaths(filepath.Join(dir, "run"), filepath.Join(dir, "state"))
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	last, err := strconv.ParseInt(os.Getenv(envStep), 10, 64)
+	if err != nil {
+		return err
+	}
+	var ready atomic.Bool
+	var steps atomic.Int64
+	step = func() {
+		if ready.Load() && steps.Add(1) == last {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+	config := Config{Paths: paths, Logger: log, Ready: func() {
+		ready.Store(true)
+		notify.NotifyReady(log)
+	}}
+	if config.Stored, err = notify.StoredFiles(); err != nil {
+		return err
+	}
+	store, err := notify.NewFileStore()
+	if err != nil {
+		return err
+	}
+	config.Store = countedStore{store}
+	return Run(context.Background(), config)
+}
+
+// crasher is a leap-wpt that is killed at one of its steps, and brought back.
+type crasher struct {
+	t       *testing.T
+	dir     string
+	paths   api.Paths
+	log     *os.File
+	manager *commandtest.Manager
+
+	mu      sync.Mutex
+	process *commandtest.Process
+	ready   int
+	crashed bool // it was killed, and brought back
+	over    bool // it is to stay dead
+	wg      sync.WaitGroup
+}
+
+func newCrasher(t *testing.T, at int) *crasher {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wpt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := &crasher{t: t, dir: dir}
+	if c.paths, err = api.NewPaths(filepath.Join(dir, "run"), filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	if c.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if text, err := os.ReadFile(c.log.Name()); t.Failed() {
+			t.Logf("killed at step %d: %v\n%s", at, err, text)
+		}
+		c.log.Close()
+	})
+	if c.manager, err = commandtest.NewManager(dir); err != nil {
+		t.Fatal(err)
+	}
+	c.start(at)
+	c.wg.Go(c.watch)
+	t.Cleanup(func() {
+		c.mu.Lock()
+		c.over = true
+		_ = c.process.Signal(syscall.SIGKILL)
+		c.mu.Unlock()
+		c.wg.Wait()
+		if err := c.manager.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// start starts leap-wpt, to be killed at a step; 0: never.
+func (c *crasher) start(at int) {
+	env := append(os.Environ(), envDir+"="+c.dir, envStep+"="+strconv.Itoa(at), "GORACE=atexit_sleep_ms=0")
+	p, err := c.manager.Start("/proc/"+strconv.Itoa(os.Getpid())+"/exe", nil, env, c.log)
+	if err == nil {
+		c.ready, err = c.manager.AwaitReady(c.ready, p, time.Minute)
+	}
+	if err != nil {
+		c.t.Error(err)
+	}
+	c.process = p
+}
+
+// watch brings leap-wpt back when it was killed.
+func (c *crasher) watch() {
+	for {
+		c.mu.Lock()
+		p := c.process
+		c.mu.Unlock()
+		_ = p.Wait()
+		c.mu.Lock()
+		if c.over {
+			c.mu.Unlock()
+			return
+		}
+		c.crashed = true
+		c.start(0)
+		c.mu.Unlock()
+	}
+}
+
+// hasCrashed reports whether the step was come to.
+func (c *crasher) hasCrashed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.crashed
+}
+
+// errConnecting is a machine that has no connection.
+var errConnecting = errors.New("connecting")
+
+// life is what one machine does, from its first message to its last. It has an
+// error where something is not as it would be without a crash.
+func (c *crasher) life(mem *vfiousertest.Memory) error {
+	client, err := vfiousertest.Dial(c.paths.PortSocket("vm1"), mem, vfiousertest.Options{Timeout: time.Minute})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errConnecting, err)
+	}
+	defer client.Close()
+	first, err := c.port()
+	if err != nil {
+		return err
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(event)
+	set := vfiouser.IRQSet{Flags: vfiouser.IRQDataEventFD | vfiouser.IRQActionTrigger, Index: vfiouser.IRQMSIX, Count: 1}
+	register := func(off uint64, v uint32) func() error {
+		return func() error { return client.Write32(off, v) }
+	}
+	for _, do := range []struct {
+		what string
+		do   func() error
+	}{
+		{"a vector", func() error { return client.SetIRQs(set, []int{event}) }},
+		{"the same vector", func() error { return client.SetIRQs(set, []int{event}) }},
+		{"AQA", register(nvme.RegAQA, 0x1f001f)},
+		{"ASQ", register(nvme.RegASQ, 0x1000)},
+		{"ACQ", register(nvme.RegACQ, 0x2000)},
+		{"enable", register(nvme.RegCC, 0x460001)},
+		{"unmap and map", client.ChurnPAM},
+		{"interrupt line", func() error { return client.WriteConfig(0x3c, 1, 5) }},
+		{"fire", func() error {
+			return client.SetIRQs(vfiouser.IRQSet{Flags: vfiouser.IRQDataNone | vfiouser.IRQActionTrigger, Index: vfiouser.IRQMSIX, Count: 1}, nil)
+		}},
+		{"doorbell", register(nvme.RegDoorbells, 3)},
+	} {
+		if err := do.do(); err != nil {
+			return fmt.Errorf("%s: %w", do.what, err)
+		}
+	}
+	var b [8]byte
+	if n, err := unix.Read(event, b[:]); err != nil || n != 8 {
+		return fmt.Errorf("the vector was not fired: %w", err)
+	}
+	for off, want := range map[uint64]uint32{nvme.RegAQA: 0x1f001f, nvme.RegASQ: 0x1000, nvme.RegACQ: 0x2000, nvme.RegCC: 0x460001} {
+		if got, err := client.Read32(off); err != nil || got != want {
+			return fmt.Errorf("register %#x is %#x, %w, want %#x", off, got, err, want)
+		}
+	}
+	if line, err := client.ReadConfig(0x3c, 1); err != nil || line != 5 {
+		return fmt.Errorf("interrupt line %d, %w", line, err)
+	}
+	before, err := c.port()
+	if err != nil {
+		return err
+	}
+	if err := client.Write32(nvme.RegCC, 0x460000); err != nil {
+		return fmt.Errorf("disable: %w", err)
+	}
+	if got, err := client.Read32(nvme.RegCC); err != nil || got != 0x460000 {
+		return fmt.Errorf("CC is %#x, %w", got, err)
+	}
+	after, err := c.port()
+	if err != nil {
+		return err
+	}
+	if after.ResetGen <= before.ResetGen || after.Regions != first.Regions || after.Memory != first.Memory {
+		return fmt.Errorf("%d regions of %v, want %d of %v; %d resets, %d before", after.Regions, after.Memory, first.Regions, first.Memory, after.ResetGen, before.ResetGen)
+	}
+	if err := client.Reset(); err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	for off, want := range map[uint64]uint32{nvme.RegAQA: 0, nvme.RegCC: 0, nvme.RegCSTS: 0} {
+		if got, err := client.Read32(off); err != nil || got != want {
+			return fmt.Errorf("after a reset: register %#x is %#x, %w, want %#x", off, got, err, want)
+		}
+	}
+	return client.Close()
+}
+
+func (c *crasher) port() (p api.Port, err error) {
+	return p, c.paths.Wpt().Get(context.Background(), api.Path("ports", "vm1"), &p)
+}
+
+// Leap-wpt is killed at each of its steps, one after the other, while a machine
+// does all that machines do. Nothing is lost, nothing is left over.
+func TestCrashSteps(t *testing.T) {
+	stride := 1
+	if testing.Short() {
+		stride = 7
+	}
+	killed := 0
+	for at := 1; ; at += stride {
+		c := newCrasher(t, at)
+		// Who asks may be cut off: the port is there, or is made now.
+		for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+			err := c.paths.Wpt().Post(context.Background(), api.Path("ports"), api.PortSpec{Name: "vm1", ExistOK: true}, nil)
+			if err == nil {
+				break
+			}
+			if time.Since(begin) > time.Minute {
+				t.Fatalf("step %d: %v", at, err)
+			}
+		}
+		before := c.manager.Stored()
+		early := c.hasCrashed()
+		mem := newMemory(t, vfiousertest.MemoryOptions{Low: 4 << 20, High: 4 << 20})
+		err := c.life(mem)
+		if errors.Is(err, errConnecting) && !early && c.hasCrashed() {
+			// Until the connection has been noted, a machine may be lost.
+			t.Logf("step %d: %v", at, err)
+			err = c.life(mem)
+		}
+		if err != nil {
+			t.Fatalf("step %d: %v", at, err)
+		}
+		eventually(t, "the machine has gone", func() bool {
+			p, err := c.port()
+			return err == nil && p.State == api.PortWaiting && len(c.manager.Stored()) == len(before)
+		})
+		if !c.hasCrashed() {
+			t.Logf("killed at %d of %d steps", killed, at-1)
+			break
+		}
+		killed++
+	}
+	if killed < 10 {
+		t.Errorf("killed %d times only", killed)
+	}
+}
