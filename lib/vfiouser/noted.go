@@ -73,7 +73,7 @@ func NewNotedConn(socket *net.UnixConn, limits Limits, j *Journal) (*Conn, error
 	n.stepper = n.stepBack
 	// What was peeked at is not peeked at again.
 	var optErr error
-	if err := raw.Control(func(fd uintptr) { optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { optErr = setPeekOffset(fd, 0) }); err != nil {
 		return nil, err
 	}
 	if optErr != nil {
@@ -178,6 +178,9 @@ func (n *noted) peek(room, oob []byte, base uint64, inside bool) (int, int, int,
 		if err := n.raw.Control(n.stepper); err != nil {
 			return 0, 0, 0, err
 		}
+		if n.err != nil {
+			return 0, 0, 0, n.err
+		}
 		if err := n.raw.Read(n.peeker); err != nil {
 			return 0, 0, 0, err
 		}
@@ -219,9 +222,18 @@ func (n *noted) closeRights() {
 func (n *noted) stepBack(fd uintptr) {
 	at, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	if err == nil {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEEK_OFF, at-n.n)
+		err = setPeekOffset(fd, at-n.n)
 	}
 	n.err = err
+}
+
+// setPeekOffset has the next peek begin at a byte that is in the socket.
+func setPeekOffset(fd uintptr, at int) error {
+	for {
+		if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEEK_OFF, at); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // inode tells files apart.

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,6 +25,7 @@ import (
 	notify "github.com/leapio/leapio/lib/command"
 	"github.com/leapio/leapio/lib/command/commandtest"
 	"github.com/leapio/leapio/lib/nvme"
+	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/vfiouser"
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
@@ -278,12 +281,13 @@ func (c *crasher) port() (p api.Port, err error) {
 // Leap-wpt is killed at each of its steps, one after the other, while a machine
 // does all that machines do. Nothing is lost, nothing is left over.
 func TestCrashSteps(t *testing.T) {
-	stride := 1
+	// All together they take minutes where the race detector is on.
+	stride := 5
 	if testing.Short() {
-		stride = 7
+		stride = 15
 	}
 	killed := 0
-	for at := 1; ; at += stride {
+	for at := 1 + rand.IntN(stride); ; at += stride {
 		c := newCrasher(t, at)
 		// Who asks may be cut off: the port is there, or is made now.
 		for begin := time.Now(); ; time.Sleep(time.Millisecond) {
@@ -319,5 +323,99 @@ func TestCrashSteps(t *testing.T) {
 	}
 	if killed < 10 {
 		t.Errorf("killed %d times only", killed)
+	}
+}
+
+// A runtime that is not gone is waited for after a crash as before it, and what it
+// has left in our care is there.
+func TestCrashKeepsFence(t *testing.T) {
+	c := newCrasher(t, 0)
+	crash := func() {
+		t.Helper()
+		c.mu.Lock()
+		before := c.process
+		_ = before.Signal(syscall.SIGKILL)
+		c.mu.Unlock()
+		eventually(t, "leap-wpt is back", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.process != before
+		})
+	}
+	hello := func() *qpair.Link {
+		t.Helper()
+		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: c.paths.LinkSocket(), Net: "unixpacket"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		link := qpair.NewLink(conn)
+		t.Cleanup(func() { link.Close() })
+		m := qpair.Message{Kind: qpair.MsgHello, Version: qpair.LinkVersion}
+		if err := errors.Join(qpair.SetName(&m.Name, "soc"), link.Send(&m, nil)); err != nil {
+			t.Fatal(err)
+		}
+		return link
+	}
+	receive := func(link *qpair.Link, kind qpair.MessageKind) (qpair.Message, int) {
+		t.Helper()
+		m, _, fds, err := link.Recv()
+		if err != nil || m.Kind != kind || m.Status != 0 || len(fds) > 1 {
+			t.Fatalf("got %+v with %d files, %v", m, len(fds), err)
+		}
+		if len(fds) == 0 {
+			return m, noFD
+		}
+		return m, fds[0]
+	}
+	link := hello()
+	welcome, fence := receive(link, qpair.MsgWelcome)
+	file, err := unix.MemfdCreate("d1", unix.MFD_CLOEXEC)
+	if err == nil {
+		_, err = unix.Pwrite(file, []byte("content"), 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := qpair.Message{Kind: qpair.MsgKeep, ID: 1}
+	if err := errors.Join(qpair.SetName(&kept.Name, "mem/d1"), link.Send(&kept, nil, file)); err != nil {
+		t.Fatal(err)
+	}
+	receive(link, qpair.MsgKept)
+	unix.Close(file)
+	for range 2 {
+		crash()
+		link = hello()
+		admitted := make(chan error, 1)
+		go func() {
+			m, _, fds, err := link.Recv()
+			if err == nil {
+				err = fmt.Errorf("it got %+v and %d files", m, len(fds))
+			}
+			admitted <- err
+		}()
+		select {
+		case err := <-admitted:
+			t.Fatalf("a runtime was let in, or refused, while the one before is not gone: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		crash() // the one that waits has to come again
+		<-admitted
+	}
+	unix.Close(fence)
+	link = hello()
+	again, fence := receive(link, qpair.MsgWelcome)
+	defer unix.Close(fence)
+	if again.Gen <= welcome.Gen {
+		t.Errorf("epoch %d after %d", again.Gen, welcome.Gen)
+	}
+	kept.Kind = qpair.MsgFetch
+	if err := link.Send(&kept, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, file = receive(link, qpair.MsgKept)
+	defer unix.Close(file)
+	b := make([]byte, 7)
+	if _, err := unix.Pread(file, b, 0); err != nil || string(b) != "content" {
+		t.Errorf("what was kept has %q, %v", b, err)
 	}
 }

@@ -5,10 +5,12 @@ package wpt
 
 import (
 	"context"
+	"time"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/wpt"
 )
 
@@ -66,8 +68,20 @@ func serve(ctx context.Context, config wpt.Config) (err error) {
 		defer store.Close()
 		config.Store = store
 	}
-	return wpt.Run(ctx, config)
+	err = wpt.Run(ctx, config)
+	if len(config.Stored) > 0 && fault.KindOf(err) == fault.Unsupported {
+		// Nothing is lost, and guests wait for a program that knows what is kept:
+		// the service manager need not try this one all the time.
+		select {
+		case <-time.After(refusedPause):
+		case <-ctx.Done():
+		}
+	}
+	return err
 }
+
+// refusedPause is how long a program stays that cannot take over.
+const refusedPause = time.Second
 
 func upgrade() *cli.Command {
 	return command.Upgrade("replace the running broker by another program; guests pause and keep their drives", command.Wpt,
