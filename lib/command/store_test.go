@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -452,5 +453,29 @@ func TestStoreTables(t *testing.T) {
 	m.start()
 	if now := m.manager.Stored(); len(now) != len(before) {
 		t.Errorf("%v are kept, at first %v", now, before)
+	}
+}
+
+// As many files as the unit has kept can be given back: their names fit into one
+// string of the environment, which execve(2) bounds.
+func TestStoreMax(t *testing.T) {
+	unit, err := os.ReadFile(filepath.Join(unitDir, "leap-wpt.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^FileDescriptorStoreMax=([0-9]+)$`).FindSubmatch(unit)
+	if m == nil {
+		t.Fatal("the unit has no FileDescriptorStoreMax=")
+	}
+	most, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := len("LISTEN_FDNAMES=") + 1
+	for id := range most {
+		size += len(strconv.FormatInt(int64(id), 36)) + 1
+	}
+	if room := 32 * 4096; size > room || size < room*9/10 {
+		t.Errorf("the names of %d files take %d bytes of %d", most, size, room)
 	}
 }
