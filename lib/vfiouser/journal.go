@@ -74,6 +74,9 @@ func (j *Journal) Begin() {
 	*j = Journal{magic: journalMagic, version: JournalVersion}
 }
 
+// Rest says that no message is in hand: the next process begins none again.
+func (j *Journal) Rest() { j.served = 0 }
+
 // Check reports whether another process may go on with the journal.
 func (j *Journal) Check() error {
 	switch {

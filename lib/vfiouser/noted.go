@@ -293,11 +293,20 @@ func (n *noted) takeOut() error {
 
 // consumeOnce takes bytes out that are there.
 func (n *noted) consumeOnce(fd uintptr) bool {
-	n.err = nil
-	if errno := receiveNoted(fd, n.journal.in.next(), n.vector, n.scratch[:n.take]); errno != 0 && errno != unix.EINTR {
-		n.err = errno
+	for {
+		call := n.journal.in.next()
+		switch errno := receiveNoted(fd, call, n.vector, n.scratch[:n.take]); {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			n.err = errno
+		case call.moved() == 0:
+			n.err = io.ErrUnexpectedEOF // the journal is not that of this socket
+		default:
+			n.err = nil
+		}
+		return true
 	}
-	return true
 }
 
 // begin notes what is about to be sent, with size and header as they are.

@@ -48,6 +48,7 @@ func (b *Broker) leave() *legacy {
 	for _, p := range ports {
 		p.mu.Lock()
 		p.note()
+		p.journal.Rest()
 		p.leave()
 		p.mu.Unlock()
 	}
