@@ -381,10 +381,10 @@ func TestStoreTables(t *testing.T) {
 		_ = end(syscall.SIGKILL)
 		f, old := root(), make([]byte, 1)
 		for _, at := range []int64{8, 1<<30 + 8} {
-			if _, err := f.ReadAt(old, at); err == nil {
-				_, err = f.WriteAt([]byte{version}, at)
+			if _, err := f.ReadAt(old, at); err != nil {
+				t.Fatal(err)
 			}
-			if err != nil {
+			if _, err := f.WriteAt([]byte{version}, at); err != nil {
 				t.Fatal(err)
 			}
 		}

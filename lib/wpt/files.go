@@ -85,16 +85,15 @@ type file struct {
 // one or is started after a crash. Who opens such a file has it kept before a
 // table names it, and closes it here when no table does any more.
 type files struct {
-	store Store // nil: there is none
+	store Store // nil: there is none, or it has failed
 	log   *slog.Logger
 
-	mu     sync.Mutex
-	open   map[int]*file // by descriptor
-	known  map[identity]*file
-	next   fileID
-	free   []fileID // below next
-	failed bool     // the store has failed, which was logged
-	left   map[fileID]*leftFile
+	mu    sync.Mutex
+	open  map[int]*file // by descriptor
+	known map[identity]*file
+	next  fileID
+	free  []fileID // below next
+	left  map[fileID]*leftFile
 }
 
 // leftFile is what a program before has left.
@@ -152,11 +151,12 @@ func (f *files) newID() fileID {
 	return f.next - 1
 }
 
-// check logs that the store fails, once: after a crash something will be missing.
+// check gives up a store that fails: clients are not to wait for it again and
+// again, and after a crash something would be missing anyway.
 func (f *files) check(err error) {
-	if err != nil && !f.failed {
-		f.failed = true
-		f.log.Error("the service manager does not keep open files: a crash will cost guests their drives", "err", err)
+	if err != nil && f.store != nil {
+		f.store = nil
+		f.log.Error("the service manager does not keep open files any more: a crash will cost guests their drives", "err", err)
 	}
 }
 

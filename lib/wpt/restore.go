@@ -47,7 +47,7 @@ func (b *Broker) takeOver(l *legacy) (t brokerTable, _ error) {
 
 // restoreBroker is what comes before the ports.
 func (b *Broker) restoreBroker(t *brokerTable) {
-	if fd, ok := b.files.claim(t.PID); ok {
+	if fd, ok := b.files.claim(t.PID); ok && isFile(fd, b.paths.PidFile("wpt")) {
 		if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			b.pidFD, b.pid = fd, api.AdoptPidFile(os.NewFile(uintptr(dup), b.paths.PidFile("wpt")))
 		}
@@ -63,6 +63,12 @@ func (b *Broker) restoreBroker(t *brokerTable) {
 	for i := range t.Runtimes {
 		b.restoreRuntime(&t.Runtimes[i])
 	}
+}
+
+// isFile reports whether a file is the one at a path, still.
+func isFile(fd int, path string) bool {
+	var mine, there unix.Stat_t
+	return errors.Join(unix.Fstat(fd, &mine), unix.Lstat(path, &there)) == nil && mine.Dev == there.Dev && mine.Ino == there.Ino
 }
 
 // restoreListener makes a listener of a socket that was left; false: it was not.
