@@ -328,49 +328,56 @@ func TestCrashSteps(t *testing.T) {
 	}
 }
 
+// crash kills leap-wpt, and waits until it is back.
+func (c *crasher) crash() {
+	c.t.Helper()
+	c.mu.Lock()
+	before := c.process
+	_ = before.Signal(syscall.SIGKILL)
+	c.mu.Unlock()
+	eventually(c.t, "leap-wpt is back", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.process != before
+	})
+}
+
+// hello connects a runtime, and says so.
+func (c *crasher) hello() *qpair.Link {
+	c.t.Helper()
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: c.paths.LinkSocket(), Net: "unixpacket"})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	link := qpair.NewLink(conn)
+	c.t.Cleanup(func() { link.Close() })
+	m := qpair.Message{Kind: qpair.MsgHello, Version: qpair.LinkVersion}
+	if err := errors.Join(qpair.SetName(&m.Name, "soc"), link.Send(&m, nil)); err != nil {
+		c.t.Fatal(err)
+	}
+	return link
+}
+
+// receive takes a message with its first file, noFD if there is none.
+func receive(t *testing.T, link *qpair.Link, kind qpair.MessageKind) (qpair.Message, int) {
+	t.Helper()
+	m, _, fds, err := link.Recv()
+	if err != nil || m.Kind != kind || m.Status != 0 {
+		t.Fatalf("got %+v with %d files, %v", m, len(fds), err)
+	}
+	if len(fds) == 0 {
+		return m, noFD
+	}
+	qpair.CloseFDs(fds[1:])
+	return m, fds[0]
+}
+
 // A runtime that is not gone is waited for after a crash as before it, and what it
 // has left in our care is there.
 func TestCrashKeepsFence(t *testing.T) {
 	c := newCrasher(t, 0)
-	crash := func() {
-		t.Helper()
-		c.mu.Lock()
-		before := c.process
-		_ = before.Signal(syscall.SIGKILL)
-		c.mu.Unlock()
-		eventually(t, "leap-wpt is back", func() bool {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			return c.process != before
-		})
-	}
-	hello := func() *qpair.Link {
-		t.Helper()
-		conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: c.paths.LinkSocket(), Net: "unixpacket"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		link := qpair.NewLink(conn)
-		t.Cleanup(func() { link.Close() })
-		m := qpair.Message{Kind: qpair.MsgHello, Version: qpair.LinkVersion}
-		if err := errors.Join(qpair.SetName(&m.Name, "soc"), link.Send(&m, nil)); err != nil {
-			t.Fatal(err)
-		}
-		return link
-	}
-	receive := func(link *qpair.Link, kind qpair.MessageKind) (qpair.Message, int) {
-		t.Helper()
-		m, _, fds, err := link.Recv()
-		if err != nil || m.Kind != kind || m.Status != 0 || len(fds) > 1 {
-			t.Fatalf("got %+v with %d files, %v", m, len(fds), err)
-		}
-		if len(fds) == 0 {
-			return m, noFD
-		}
-		return m, fds[0]
-	}
-	link := hello()
-	welcome, fence := receive(link, qpair.MsgWelcome)
+	link := c.hello()
+	welcome, fence := receive(t, link, qpair.MsgWelcome)
 	file, err := unix.MemfdCreate("d1", unix.MFD_CLOEXEC)
 	if err == nil {
 		_, err = unix.Pwrite(file, []byte("content"), 0)
@@ -382,11 +389,11 @@ func TestCrashKeepsFence(t *testing.T) {
 	if err := errors.Join(qpair.SetName(&kept.Name, "mem/d1"), link.Send(&kept, nil, file)); err != nil {
 		t.Fatal(err)
 	}
-	receive(link, qpair.MsgKept)
+	receive(t, link, qpair.MsgKept)
 	unix.Close(file)
 	for range 2 {
-		crash()
-		link = hello()
+		c.crash()
+		link = c.hello()
 		admitted := make(chan error, 1)
 		go func() {
 			m, _, fds, err := link.Recv()
@@ -400,12 +407,12 @@ func TestCrashKeepsFence(t *testing.T) {
 			t.Fatalf("a runtime was let in, or refused, while the one before is not gone: %v", err)
 		case <-time.After(50 * time.Millisecond):
 		}
-		crash() // the one that waits has to come again
+		c.crash() // the one that waits has to come again
 		<-admitted
 	}
 	unix.Close(fence)
-	link = hello()
-	again, fence := receive(link, qpair.MsgWelcome)
+	link = c.hello()
+	again, fence := receive(t, link, qpair.MsgWelcome)
 	defer unix.Close(fence)
 	if again.Gen <= welcome.Gen {
 		t.Errorf("epoch %d after %d", again.Gen, welcome.Gen)
@@ -414,10 +421,45 @@ func TestCrashKeepsFence(t *testing.T) {
 	if err := link.Send(&kept, nil); err != nil {
 		t.Fatal(err)
 	}
-	_, file = receive(link, qpair.MsgKept)
+	_, file = receive(t, link, qpair.MsgKept)
 	defer unix.Close(file)
 	b := make([]byte, 7)
 	if _, err := unix.Pread(file, b, 0); err != nil || string(b) != "content" {
 		t.Errorf("what was kept has %q, %v", b, err)
 	}
+}
+
+// A reset is not acknowledged after a crash while the runtime that held the port
+// is not gone: its I/O may be in flight.
+func TestCrashKeepsHolder(t *testing.T) {
+	c := newCrasher(t, 0)
+	if err := c.paths.Wpt().Post(t.Context(), api.Path("ports"), api.PortSpec{Name: "vm1", Subsystem: "s1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	link := c.hello()
+	_, fence := receive(t, link, qpair.MsgWelcome)
+	_, registers := receive(t, link, qpair.MsgAttach)
+	unix.Close(registers)
+	client, err := vfiousertest.Dial(c.paths.PortSocket("vm1"), newMemory(t, vfiousertest.MemoryOptions{Low: 4 << 20}), vfiousertest.Options{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c.crash()
+	if err := client.Reset(); err != nil {
+		t.Fatal(err)
+	}
+	csts := func() nvme.CSTS {
+		t.Helper()
+		v, err := client.Read32(nvme.RegCSTS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nvme.CSTS(v)
+	}
+	if got := csts(); !got.CFS() {
+		t.Errorf("CSTS is %#x: a reset is acknowledged while I/O may be in flight", got)
+	}
+	unix.Close(fence)
+	eventually(t, "the reset is acknowledged", func() bool { return csts() == 0 })
 }
