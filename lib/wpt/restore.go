@@ -6,6 +6,7 @@ package wpt
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"time"
@@ -32,6 +33,9 @@ func (b *Broker) takeOver(l *legacy) (t brokerTable, _ error) {
 	err := errDamaged
 	if ok {
 		b.root, err = openTable(fd, &t)
+	}
+	if err == nil && !maps.Equal(t.Layouts, layouts) {
+		err = fault.Errorf(fault.Unsupported, "", "", "the program before has left layouts %v, and this build knows %v", t.Layouts, layouts)
 	}
 	if err == nil {
 		return t, nil

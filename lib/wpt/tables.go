@@ -18,8 +18,9 @@ import (
 
 // brokerTable is what belongs to no port.
 type brokerTable struct {
-	From     string         `json:"from"` // version of the program
-	PID      fileID         `json:"pid"`  // files: the pid file, the sockets
+	From     string         `json:"from"`    // version of the program
+	Layouts  map[string]int `json:"layouts"` // of what else is left
+	PID      fileID         `json:"pid"`     // files: the pid file, the sockets
 	Links    fileID         `json:"links"`
 	Control  fileID         `json:"control"`
 	Epoch    uint64         `json:"epoch"`
@@ -103,8 +104,8 @@ func (b *Broker) note() {
 		return // not all is there yet
 	}
 	t := brokerTable{
-		From: b.version,
-		PID:  b.files.id(b.pidFD), Links: b.files.id(b.linksFD), Control: b.files.id(b.controlFD),
+		From: b.version, Layouts: layouts,
+		PID: b.files.id(b.pidFD), Links: b.files.id(b.linksFD), Control: b.files.id(b.controlFD),
 	}
 	b.mu.Lock()
 	t.LastID = b.lastID
