@@ -130,6 +130,10 @@ func (p *PidFile) Close() error {
 		return nil
 	}
 	err := os.Remove(p.f.Name())
+	// A service manager may have another descriptor of it.
+	if lerr := unix.Flock(int(p.f.Fd()), unix.LOCK_UN); err == nil {
+		err = lerr
+	}
 	if cerr := p.f.Close(); err == nil {
 		err = cerr
 	}

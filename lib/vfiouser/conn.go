@@ -64,6 +64,8 @@ type Conn struct {
 	wmu      sync.Mutex // held while writing
 	out      []byte
 	writeErr error // the end of writing: a message may have gone out in part
+
+	noted *noted // of a Conn with a journal; nil: it has none
 }
 
 // arrival is a file descriptor that has come in with unread bytes.
@@ -81,6 +83,8 @@ type arrival struct {
 type Message struct {
 	Header  Header
 	Payload []byte // what follows the header; in the Conn's buffer
+	End     uint64 // its place in the stream, for Begin
+	Again   bool   // another process may have carried it out, or a part of it
 	fds     []int  // -1: taken
 }
 
@@ -145,7 +149,14 @@ func (c *Conn) ReadMessage() (*Message, error) {
 	if c.readErr != nil {
 		return nil, c.readErr
 	}
+	if c.noted != nil {
+		c.noted.replied()
+	}
 	m, err := c.next()
+	for err == nil && c.noted != nil && c.noted.done(m) {
+		c.msg.closeFDs()
+		m, err = c.next()
+	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.endReading(err)
 	}
@@ -181,7 +192,7 @@ func (c *Conn) next() (*Message, error) {
 	if n := len(c.msg.fds); n > c.limits.MaxFDs {
 		return nil, protocolErrorf("message %#x (%v) with %d file descriptors, at most %d taken", h.ID, h.Command, n, c.limits.MaxFDs)
 	}
-	c.msg.Header = h
+	c.msg.Header, c.msg.End, c.msg.Again = h, end, false
 	c.msg.Payload = c.buf[c.r+HeaderSize : c.r+size : c.r+size]
 	c.r += size
 	c.base = end
@@ -207,6 +218,9 @@ func (c *Conn) fill(n int) error {
 
 // makeRoom moves the unread bytes to the front of a buffer that can hold n.
 func (c *Conn) makeRoom(n int) {
+	if c.noted != nil {
+		n += smallBuffer / 16 // see noted.peek
+	}
 	switch size := max(n, smallBuffer); {
 	case len(c.buf) < size || len(c.buf) > size && c.w-c.r <= size:
 		buf := make([]byte, size)
@@ -220,7 +234,13 @@ func (c *Conn) makeRoom(n int) {
 
 // receive makes one recvmsg.
 func (c *Conn) receive() error {
-	n, oobn, flags, _, err := c.socket.ReadMsgUnix(c.buf[c.w:], c.oob)
+	var n, oobn, flags int
+	var err error
+	if c.noted == nil {
+		n, oobn, flags, _, err = c.socket.ReadMsgUnix(c.buf[c.w:], c.oob)
+	} else {
+		n, oobn, flags, err = c.noted.peek(c.buf[c.w:], c.oob, c.base, c.w > c.r)
+	}
 	if oobn > 0 {
 		if err := c.receiveFDs(c.oob[:oobn], c.base+uint64(c.w-c.r+n-1)); err != nil {
 			return err
@@ -291,55 +311,4 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	return err
-}
-
-// Unread is what a Conn has taken from its socket and not yet handed out. With
-// it and the socket, another process can go on where this one stopped.
-type Unread struct {
-	Data []byte     // bytes after the last message read
-	FDs  []UnreadFD // in the order of arrival
-}
-
-// UnreadFD is a file descriptor that came with unread data.
-type UnreadFD struct {
-	At int // place in Data of the last byte that certainly belongs to its message
-	FD int
-}
-
-// Detach ends reading and returns what is unread; the descriptors in it are the
-// caller's. The socket stays open. It must not be called while ReadMessage
-// runs: wake the reader with SetReadDeadline first.
-func (c *Conn) Detach() Unread {
-	c.rmu.Lock()
-	defer c.rmu.Unlock()
-	u := Unread{Data: slices.Clone(c.buf[c.r:c.w])}
-	for _, a := range c.pending {
-		u.FDs = append(u.FDs, UnreadFD{At: int(a.at - c.base), FD: a.fd})
-	}
-	c.pending = nil
-	c.endReading(errors.New("connection was detached"))
-	return u
-}
-
-// Attach gives a new Conn, before its first ReadMessage, what Detach returned
-// for the same socket. On an error the descriptors stay the caller's.
-func (c *Conn) Attach(u Unread) error {
-	c.rmu.Lock()
-	defer c.rmu.Unlock()
-	if limit := uint64(c.limits.MaxData) + dataRoom + smallBuffer; uint64(len(u.Data)) > limit {
-		return fmt.Errorf("attaching %d unread bytes, at most %d possible", len(u.Data), limit)
-	}
-	last := 0
-	for _, f := range u.FDs {
-		if f.At < last || f.At >= len(u.Data) {
-			return fmt.Errorf("attaching file descriptor %d at byte %d of %d", f.FD, f.At, len(u.Data))
-		}
-		last = f.At
-	}
-	c.makeRoom(len(u.Data))
-	c.w = copy(c.buf, u.Data)
-	for _, f := range u.FDs {
-		c.pending = append(c.pending, arrival{at: c.base + uint64(f.At), fd: f.FD})
-	}
-	return nil
 }

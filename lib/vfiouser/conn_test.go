@@ -294,66 +294,6 @@ func TestReadDeadlineLosesNothing(t *testing.T) {
 	}
 }
 
-// What one Conn has read ahead, another goes on with, at any place.
-func TestDetachAttach(t *testing.T) {
-	a, b := memFD(t, "a"), memFD(t, "b")
-	stream := [][]byte{
-		message(Header{ID: 1, Command: CmdDeviceReset}),
-		message(Header{ID: 2, Command: CmdDMAMap}, make([]byte, DMAMapSize)...),
-		message(Header{ID: 3, Command: CmdDMAMap}, make([]byte, DMAMapSize)...),
-	}
-	for cut := 1; cut < len(stream[2]); cut += 9 {
-		before := openFDs(t)
-		peer, own := socketPair(t)
-		first := NewConn(own, Limits{})
-		sendRaw(t, peer, stream[0])
-		sendRaw(t, peer, stream[1], a)
-		sendRaw(t, peer, stream[2][:cut], b)
-		if m, err := first.ReadMessage(); err != nil || m.Header.ID != 1 {
-			t.Fatalf("got %+v, %v", m, err)
-		}
-		u := first.Detach()
-		if _, err := first.ReadMessage(); err == nil {
-			t.Fatal("reading after Detach: want an error")
-		}
-		second := NewConn(own, Limits{})
-		if err := second.Attach(u); err != nil {
-			t.Fatal(err)
-		}
-		sendRaw(t, peer, stream[2][cut:])
-		for i, want := range []string{"a", "b"} {
-			m, err := second.ReadMessage()
-			if err != nil || int(m.Header.ID) != i+2 || m.NumFDs() != 1 {
-				t.Fatalf("cut at %d: got %+v, %v", cut, m, err)
-			}
-			fd := m.TakeFD(0)
-			if got := content(t, fd); got != want {
-				t.Errorf("cut at %d: message %d got descriptor of %q, want %q", cut, i+2, got, want)
-			}
-			unix.Close(fd)
-		}
-		second.Close()
-		peer.Close()
-		if after := openFDs(t); after != before {
-			t.Errorf("%d descriptors open, want %d", after, before)
-		}
-	}
-}
-
-func TestAttachChecks(t *testing.T) {
-	_, own := socketPair(t)
-	for _, u := range []Unread{
-		{Data: make([]byte, 2<<20)},
-		{FDs: []UnreadFD{{At: 0, FD: 1}}},
-		{Data: make([]byte, 4), FDs: []UnreadFD{{At: 3}, {At: 1}}},
-		{Data: make([]byte, 4), FDs: []UnreadFD{{At: -1}}},
-	} {
-		if err := NewConn(own, Limits{}).Attach(u); err == nil {
-			t.Errorf("attaching %d bytes, %v: want an error", len(u.Data), u.FDs)
-		}
-	}
-}
-
 // Large messages, small ones and read-ahead share the buffer.
 func TestLargeMessages(t *testing.T) {
 	peer, own := socketPair(t)

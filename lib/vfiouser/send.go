@@ -25,6 +25,16 @@ func (c *Conn) Send(h Header, payload ...[]byte) error {
 // SendFDs is Send with file descriptors, which arrive with the first byte of
 // the message. They stay the caller's.
 func (c *Conn) SendFDs(h Header, fds []int, payload ...[]byte) error {
+	return c.send(h, nil, fds, payload...)
+}
+
+// SendPiece is Send for a command of ours that the journal knows: the peer owes
+// an answer as soon as the command is on its way.
+func (c *Conn) SendPiece(h Header, piece *JournalPiece, payload ...[]byte) error {
+	return c.send(h, piece, nil, payload...)
+}
+
+func (c *Conn) send(h Header, piece *JournalPiece, fds []int, payload ...[]byte) error {
 	size := HeaderSize
 	for _, p := range payload {
 		size += len(p)
@@ -39,6 +49,9 @@ func (c *Conn) SendFDs(h Header, fds []int, payload ...[]byte) error {
 	if c.writeErr != nil {
 		return c.writeErr
 	}
+	if c.noted != nil {
+		c.noted.begin(&h, piece)
+	}
 	if cap(c.out) < size {
 		c.out = make([]byte, 0, max(size, 512))
 	}
@@ -50,7 +63,7 @@ func (c *Conn) SendFDs(h Header, fds []int, payload ...[]byte) error {
 	if err := c.write(c.out, fds); err != nil {
 		c.writeErr = fmt.Errorf("sending %v: %w", h.Command, err)
 	}
-	if cap(c.out) > smallBuffer {
+	if cap(c.out) > smallBuffer && c.noted == nil {
 		c.out = nil
 	}
 	return c.writeErr
@@ -62,6 +75,13 @@ func (c *Conn) write(b []byte, fds []int) error {
 		if err := c.socket.SetWriteDeadline(time.Now().Add(c.limits.WriteTimeout)); err != nil {
 			return err
 		}
+	}
+	if c.noted != nil {
+		var oob []byte
+		if len(fds) > 0 {
+			oob = unix.UnixRights(fds...)
+		}
+		return c.noted.write(b, oob)
 	}
 	if len(fds) > 0 {
 		n, _, err := c.socket.WriteMsgUnix(b, unix.UnixRights(fds...), nil)

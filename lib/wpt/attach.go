@@ -65,6 +65,7 @@ func (p *port) attach(rt *runtime) {
 	}
 	p.holder, p.told, p.detaching = rt, p.record.binding(), false
 	p.renewPages()
+	p.note() // a crash must not make it forget that there may be I/O in flight
 	p.unmaps.forget()
 	// The table gets new generations, and the page the last of them before the
 	// runtime hears of anything: it must not take a part of the table for the whole.
@@ -119,6 +120,9 @@ func (p *port) released(rt *runtime) {
 	held := p.holder == rt
 	if held {
 		p.holder, p.detaching = nil, false
+		if !p.closed {
+			p.note()
+		}
 		p.notify()
 	}
 	p.mu.Unlock()

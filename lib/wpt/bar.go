@@ -153,22 +153,27 @@ func putHalf(old, off uint64, v uint32) uint64 {
 func (p *port) writeCC(cc nvme.CC) {
 	r := p.regs.Page
 	old := p.cc
-	if cc.EN() && !old.EN() && p.functionReset && !p.acknowledged() {
+	if cc.EN() && !old.EN() && p.functionReset() && !p.acknowledged() {
 		// I/O of the function before its reset is still in flight: CSTS shows
 		// CFS until that has ended.
 		cc = cc.WithEN(false)
 	}
-	if cc == old {
+	// Who was killed over this write may have stored the register, and not come to
+	// the edge. One edge too many does no harm: the guest waits for this one.
+	again := p.client != nil && p.client.request.again
+	if cc == old && !again {
 		return
 	}
-	edge := old.EN() && !cc.EN()
+	edge := !cc.EN() && (old.EN() || again)
 	if edge {
 		atomic.StoreUint32(&r.INTM, 0)
 	}
 	p.cc = cc
 	atomic.StoreUint32(&r.CC, uint32(cc))
+	step()
 	if edge {
 		p.resetEdge()
+		step()
 	}
 	p.settle()
 	raise(p.kick)
@@ -182,13 +187,14 @@ func (p *port) resetFunction() {
 	r := p.regs.Page
 	p.config.reset()
 	p.cc = 0
+	p.functionGen = r.LoadResetGen() + 1
+	p.note()
 	atomic.StoreUint32(&r.CC, 0)
 	atomic.StoreUint32(&r.AQA, 0)
 	atomic.StoreUint64(&r.ASQ, 0)
 	atomic.StoreUint64(&r.ACQ, 0)
 	atomic.StoreUint32(&r.INTM, 0)
 	p.resetEdge()
-	p.functionReset = true
 	if p.client != nil {
 		p.client.dropRelays()
 	}
@@ -219,12 +225,12 @@ func (p *port) renewPages() {
 // acknowledged reports whether all I/O of earlier generations has ended. The
 // caller holds mu.
 func (p *port) acknowledged() bool {
-	if !p.regs.Page.LoadStatus().Current(p.regs.Page.LoadResetGen()) {
-		return false
-	}
-	p.functionReset = false
-	return true
+	return p.regs.Page.LoadStatus().Current(p.regs.Page.LoadResetGen())
 }
+
+// functionReset reports whether the last reset was one of the function. The
+// caller holds mu.
+func (p *port) functionReset() bool { return p.functionGen == p.regs.Page.LoadResetGen() }
 
 // csts is what the guest sees of the status. The caller holds mu.
 func (p *port) csts() nvme.CSTS {
@@ -238,7 +244,7 @@ func (p *port) csts() nvme.CSTS {
 			s = s.WithRDY(!p.cc.EN())
 		}
 		return s
-	case p.functionReset:
+	case p.functionReset():
 		return nvme.CSTS(0).WithCFS(true)
 	}
 	// A controller reset that has not ended: RDY stays as it was. Once the

@@ -73,6 +73,14 @@ type Broker struct {
 	upgradeMu sync.Mutex
 	failure   error // of the last upgrade
 
+	// What the program that follows needs.
+	files  *files
+	root   *table // the broker's own
+	noteMu sync.Mutex
+	table  *table // root, once all is in it
+	// Descriptors of their own of pid, links and control.
+	pidFD, linksFD, controlFD int
+
 	pid    *api.PidFile
 	facts  *api.Facts
 	events api.Events
@@ -127,48 +135,130 @@ func open(config Config, limits limits) (*Broker, error) {
 	if b.log == nil {
 		b.log = slog.Default()
 	}
-	start := b.start
-	if config.before != nil {
-		start = func() error { return b.restore(config.before) }
-	}
-	if err := start(); err != nil {
+	b.files = newFiles(config.Store, b.log)
+	b.kept.files = b.files
+	if err := b.start(config.before); err != nil {
+		if config.before != nil {
+			b.abandon()
+			return nil, err
+		}
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
 }
 
-// start is Open without a program before; what it leaves behind on an error is
-// Close's.
-func (b *Broker) start() (err error) {
-	if b.pid, err = api.LockPidFile(b.paths.PidFile("wpt")); err != nil {
-		return err
+// start is the rest of Open: it goes on where a program before has stopped, if
+// there was one. What it leaves behind on an error is Close's.
+func (b *Broker) start(before *legacy) (err error) {
+	var t brokerTable
+	if before != nil {
+		if t, err = b.takeOver(before); err != nil {
+			return err
+		}
+	}
+	anew := b.root == nil
+	if anew {
+		if b.root, err = newTable(); err != nil {
+			return err
+		}
+		b.files.keepAs(rootTable, b.root.fd)
+	} else {
+		b.restoreBroker(&t)
+	}
+	if b.pid == nil {
+		if b.pid, err = api.LockPidFile(b.paths.PidFile("wpt")); err == nil {
+			b.pidFD, err = b.files.keepCopy(b.pid.File())
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if b.facts, err = api.OpenFacts(b.paths.Facts(api.KindPort), "wpt"); err != nil {
 		return err
 	}
-	if err := b.facts.Clear(); err != nil {
-		return err
+	if anew {
+		if err := b.facts.Clear(); err != nil {
+			return err
+		}
 	}
 	stored, err := b.loadState()
 	if err != nil {
 		return err
 	}
-	for _, r := range stored.Ports {
+	missing := b.restorePorts(stored.Ports, t.Ports)
+	b.links, b.linksFD, _ = b.restoreListener(t.Links, b.paths.LinkSocket())
+	b.control, b.controlFD, _ = b.restoreListener(t.Control, b.paths.WptSocket())
+	swept := b.files.sweep()
+	for _, r := range missing {
 		if _, err := b.openPort(r); err != nil {
 			b.log.Error("opening a port", "port", r.Name, "err", err)
 			b.failed[r.Name] = r
 		}
 	}
-	if b.links, err = api.Listen(b.paths.LinkSocket(), "unixpacket", 0o600); err != nil {
+	if err := b.listen(); err != nil {
 		return err
+	}
+	b.table = b.root
+	b.note()
+	if before != nil {
+		b.pause = before.pause()
+		b.log.Info("took over", "from", t.From, "version", b.version, "pause", b.pause, "ports", len(b.ports), "closed", swept)
+	}
+	for _, rt := range b.runtimes {
+		if rt.fence != nil {
+			b.wg.Go(rt.await)
+		}
+	}
+	for _, p := range b.allPorts() {
+		p.serve()
 	}
 	b.wg.Go(b.acceptLinks)
-	control, err := api.ListenControl(b.paths.WptSocket(), b.group)
-	if err != nil {
-		return err
-	}
-	b.serve(control)
+	b.serve(b.control)
 	return b.pid.Ready()
+}
+
+// restorePorts makes the ports of the state file that have a table, and returns
+// the others.
+func (b *Broker) restorePorts(records []record, left []portEntry) (missing []record) {
+	tables := make(map[string]fileID, len(left))
+	for _, e := range left {
+		tables[e.Name] = e.Table
+	}
+	for _, r := range records {
+		at, ok := tables[r.Name]
+		delete(tables, r.Name)
+		if ok {
+			p, err := b.restorePort(r, at)
+			if err == nil {
+				b.ports[p.name], b.byID[p.id] = p, p
+				continue
+			}
+			b.log.Error("taking over a port: its guest loses its drive", "port", r.Name, "err", err)
+		}
+		missing = append(missing, r)
+	}
+	for name := range tables { // they were being made, or removed
+		if err := b.facts.Remove(name); err != nil {
+			b.log.Error("removing a port", "port", name, "err", err)
+		}
+	}
+	return missing
+}
+
+// listen opens the sockets of runtimes and of the control API, where they were
+// not left.
+func (b *Broker) listen() (err error) {
+	if b.links == nil {
+		if b.links, err = api.Listen(b.paths.LinkSocket(), "unixpacket", 0o600); err == nil {
+			b.linksFD, err = b.files.keepCopy(b.links)
+		}
+	}
+	if err == nil && b.control == nil {
+		if b.control, err = api.ListenControl(b.paths.WptSocket(), b.group); err == nil {
+			b.controlFD, err = b.files.keepCopy(b.control)
+		}
+	}
+	return err
 }
 
 // stateFile describes STATE/wpt.json.
@@ -183,7 +273,7 @@ func (b *Broker) loadState() (state, error) {
 
 // serve serves the control API, which owns l.
 func (b *Broker) serve(l *net.UnixListener) {
-	b.control, b.server = l, api.NewServer(b.mux())
+	b.server = api.NewServer(b.mux())
 	server := b.server
 	b.wg.Go(func() { b.ended <- server.Serve(l) })
 }
@@ -200,9 +290,12 @@ func (b *Broker) Close() error {
 	if b.links != nil {
 		b.links.Close()
 	}
+	if b.control != nil {
+		b.control.Close()
+	}
 	b.linkMu.Lock()
 	for _, rt := range b.runtimes {
-		rt.fence.Close()
+		rt.closeFence()
 		rt.endLink()
 	}
 	b.linkMu.Unlock()
@@ -210,7 +303,7 @@ func (b *Broker) Close() error {
 	for _, p := range b.allPorts() {
 		errs = append(errs, p.close())
 	}
-	b.kept.close()
+	b.files.closeAll()
 	if b.pid != nil {
 		errs = append(errs, b.pid.Close())
 	}
@@ -281,7 +374,7 @@ func (b *Broker) openPort(r record) (*port, error) {
 	b.mu.Lock()
 	b.ports[p.name], b.byID[id] = p, p
 	b.mu.Unlock()
-	p.reconcile()
+	b.note()
 	return p, nil
 }
 
@@ -291,6 +384,7 @@ func (b *Broker) closePort(p *port) error {
 	delete(b.ports, p.name)
 	delete(b.byID, p.id)
 	b.mu.Unlock()
+	b.note()
 	return p.close()
 }
 
@@ -330,6 +424,7 @@ func (b *Broker) addPort(spec api.PortSpec, caller *api.Caller) (api.Port, error
 	if err != nil {
 		return api.Port{}, fault.New(0, op, spec.Name, err)
 	}
+	p.serve()
 	failed, was := b.failed[spec.Name]
 	delete(b.failed, spec.Name)
 	if err := b.save(); err != nil {

@@ -42,11 +42,13 @@ type request struct {
 	large  []byte
 	fds    [maxFDs]int
 	numFDs int
+	end    uint64 // its place in the stream
+	again  bool   // another program may have carried it out, or a part of it
 }
 
 // newRequest copies a message, which the next one will overwrite.
 func newRequest(m *vfiouser.Message) request {
-	r := request{header: m.Header, n: len(m.Payload), numFDs: m.NumFDs()}
+	r := request{header: m.Header, n: len(m.Payload), numFDs: m.NumFDs(), end: m.End, again: m.Again}
 	if r.n <= len(r.small) {
 		copy(r.small[:], m.Payload)
 	} else {
@@ -81,6 +83,7 @@ type client struct {
 	port     *port
 	conn     *vfiouser.Conn
 	socket   *net.UnixConn // of conn
+	socketFD int           // another descriptor of it, for the program that follows
 	relays   *relayer
 	requests chan request
 	done     chan struct{} // closed by end
@@ -90,9 +93,8 @@ type client struct {
 
 	// Guarded by port.mu.
 	negotiated bool
-	refusedOne bool            // a second client was turned away, and that was logged
-	leaving    bool            // another program goes on with the connection
-	left       *clientHandover // and this is what it gets
+	refusedOne bool // a second client was turned away, and that was logged
+	leaving    bool // another program goes on with the connection
 
 	// Of the handler.
 	request request
@@ -102,22 +104,38 @@ type client struct {
 	faults  int       // commands refused
 }
 
-func newClient(p *port, socket *net.UnixConn) *client {
-	p.log.Info("client connected", "pid", peerPID(socket), "process", processName(peerPID(socket)))
-	return openClient(p, socket)
+// newClient makes the client of a connection that begins.
+func newClient(p *port, socket *net.UnixConn) (*client, error) {
+	fd, err := p.broker.files.keepCopy(socket)
+	if err != nil {
+		return nil, err
+	}
+	p.journal.Begin()
+	c, err := openClient(p, socket, fd)
+	if err != nil {
+		p.broker.files.close(fd)
+		return nil, err
+	}
+	p.log.Info("client connected", "pid", c.pid, "process", c.name)
+	return c, nil
 }
 
-func openClient(p *port, socket *net.UnixConn) *client {
-	conn := vfiouser.NewConn(socket, vfiouser.Limits{MaxData: maxData, MaxFDs: maxFDs, WriteTimeout: sendLimit})
+// openClient makes the client of a connection that is as the journal says. fd is
+// another descriptor of its socket.
+func openClient(p *port, socket *net.UnixConn, fd int) (*client, error) {
+	conn, err := vfiouser.NewNotedConn(socket, vfiouser.Limits{MaxData: maxData, MaxFDs: maxFDs, WriteTimeout: sendLimit}, p.journal)
+	if err != nil {
+		return nil, err
+	}
 	c := &client{
-		port: p, conn: conn, socket: socket,
-		relays:   newRelayer(conn),
+		port: p, conn: conn, socket: socket, socketFD: fd,
+		relays:   newRelayer(conn, p.journal),
 		requests: make(chan request, requestQueue),
 		done:     make(chan struct{}),
 	}
 	c.pid = peerPID(socket)
 	c.name = processName(c.pid)
-	return c
+	return c, nil
 }
 
 // run serves the connection until it ends, or is left to another program.
@@ -125,7 +143,10 @@ func (c *client) run() {
 	var handler, relays sync.WaitGroup
 	handler.Go(c.handle)
 	relays.Go(func() { c.relays.run(c.done) })
-	err := c.read()
+	err := c.conn.Resume()
+	if err == nil {
+		err = c.read()
+	}
 	left := errors.Is(err, errLeaving)
 	if !left {
 		c.end()
@@ -138,10 +159,8 @@ func (c *client) run() {
 	}
 	relays.Wait()
 	if left {
-		if err = c.leave(); err == nil {
-			return
-		}
-		c.end()
+		c.conn.Close()
+		return
 	}
 	c.port.disconnected(c)
 	log := c.port.log.With("pid", c.pid, "refused", c.faults)
@@ -155,6 +174,9 @@ func (c *client) run() {
 // end ends the connection and all waits for it. Any goroutine may call it.
 func (c *client) end() {
 	c.ending.Do(func() { close(c.done) })
+	// Others may have the socket open.
+	c.socket.CloseWrite()
+	c.socket.CloseRead()
 	c.conn.Close()
 }
 
@@ -213,7 +235,9 @@ func (c *client) isLeaving() bool {
 func (c *client) handle() {
 	for c.request = range c.requests {
 		if !c.ended() {
+			c.conn.Begin(c.request.end)
 			c.serve()
+			c.conn.Done()
 		}
 		c.request.close()
 	}
@@ -260,7 +284,7 @@ func (c *client) execute() (payload [][]byte, fd int, err error) {
 	if int(cmd) >= len(commands) || commands[cmd] == nil {
 		return nil, noFD, fmt.Errorf("unknown command: %w", unix.EINVAL)
 	}
-	if c.negotiated != (cmd != vfiouser.CmdVersion) { // written by this goroutine only
+	if c.negotiated != (cmd != vfiouser.CmdVersion) && !(cmd == vfiouser.CmdVersion && c.request.again) { // written by this goroutine only
 		return nil, noFD, fmt.Errorf("VERSION comes first, and once: %w", unix.EINVAL)
 	}
 	return commands[cmd](c, c.request.payload())

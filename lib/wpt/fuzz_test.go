@@ -35,7 +35,11 @@ func FuzzRegions(f *testing.F) {
 	b := startBroker(f, testPaths(f), limits{})
 	p := addPort(f, b, api.PortSpec{Name: "vm1"})
 	f.Fuzz(func(t *testing.T, in []byte) {
-		c := newClient(p, unconnected(t))
+		c, err := newClient(p, unconnected(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.files.close(c.socketFD)
 		defer c.conn.Close()
 		c.negotiated = true
 		for ; len(in) >= 12; in = in[12:] {

@@ -38,6 +38,7 @@ type irqs struct {
 	fds  [vfiouser.NumPCIIRQs][]int // by type and vector
 	msix bool                       // MSI-X is enabled, vectors or not
 	mask bool                       // INTx is masked by the client
+	old  []int                      // in no place any more, to be closed
 }
 
 func newIRQs() *irqs {
@@ -60,6 +61,13 @@ func (q *irqs) mode() qpair.IRQMode {
 		return qpair.IRQINTx
 	}
 	return qpair.IRQNone
+}
+
+// takeOld gives the eventfds that have been replaced to the caller.
+func (q *irqs) takeOld() []int {
+	old := q.old
+	q.old = nil
+	return old
 }
 
 // deliver returns the eventfd of a vector as the runtime is to know it.
@@ -101,7 +109,8 @@ func (q *irqs) check(m *vfiouser.IRQSet, fds int) error {
 }
 
 // set gives vectors start, start+1, ... the eventfds, or none if there are no
-// fds, and returns the vectors it changed. The fds are q's from then on.
+// fds, and returns the vectors it changed. The fds are q's from then on, those
+// that they replace are to be taken by takeOld.
 func (q *irqs) set(index vfiouser.IRQ, start, count uint32, fds []int) []change {
 	var changes []change
 	for i := range count {
@@ -114,7 +123,7 @@ func (q *irqs) set(index vfiouser.IRQ, start, count uint32, fds []int) []change 
 			continue
 		}
 		if *at != noFD {
-			unix.Close(*at)
+			q.old = append(q.old, *at)
 		}
 		*at = fd
 		changes = append(changes, change{index, start + i})

@@ -19,36 +19,51 @@ import (
 // volumes, mostly. A name belongs to all runtimes of one name, one after the
 // other.
 type keptFiles struct {
-	mu  sync.Mutex
-	fds map[keptName]int
+	files *files
+	mu    sync.Mutex
+	fds   map[keptName]int
 }
 
 type keptName struct{ runtime, name string }
 
-// keep keeps a duplicate of fd, in the place of what had the name before.
-func (k *keptFiles) keep(runtime, name string, fd int) error {
+// keep keeps a duplicate of fd, in the place of what had the name before: that
+// is the caller's, noFD if there was nothing.
+func (k *keptFiles) keep(runtime, name string, fd int) (int, error) {
 	if name == "" {
-		return unix.EINVAL
+		return noFD, unix.EINVAL
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	at := keptName{runtime, name}
 	old, replace := k.fds[at]
 	if !replace && k.count(runtime) >= maxKept {
-		return unix.ENOSPC
+		return noFD, unix.ENOSPC
 	}
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return noFD, err
 	}
-	if replace {
-		unix.Close(old)
+	k.files.keep(dup)
+	if !replace {
+		old = noFD
 	}
+	k.set(at, dup)
+	return old, nil
+}
+
+// put keeps fd itself.
+func (k *keptFiles) put(runtime, name string, fd int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.set(keptName{runtime, name}, fd)
+}
+
+// set puts a file in its place. The caller holds mu.
+func (k *keptFiles) set(at keptName, fd int) {
 	if k.fds == nil {
 		k.fds = make(map[keptName]int)
 	}
-	k.fds[at] = dup
-	return nil
+	k.fds[at] = fd
 }
 
 // count returns how many files a runtime has here.
@@ -72,15 +87,17 @@ func (k *keptFiles) fetch(runtime, name string) (int, error) {
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// drop closes what is kept, if anything is.
-func (k *keptFiles) drop(runtime, name string) {
+// drop gives up what is kept to the caller, noFD if nothing is.
+func (k *keptFiles) drop(runtime, name string) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	at := keptName{runtime, name}
-	if fd, ok := k.fds[at]; ok {
-		unix.Close(fd)
-		delete(k.fds, at)
+	fd, ok := k.fds[at]
+	if !ok {
+		return noFD
 	}
+	delete(k.fds, at)
+	return fd
 }
 
 // list describes what is kept, by runtime and name.
@@ -102,34 +119,12 @@ func (k *keptFiles) list() []api.Kept {
 	return out
 }
 
-// close closes everything.
-func (k *keptFiles) close() {
+// entries are what the next program has to know.
+func (k *keptFiles) entries() (all []keptEntry) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, fd := range k.fds {
-		unix.Close(fd)
-	}
-	k.fds = nil
-}
-
-// take gives up everything to the caller.
-func (k *keptFiles) take() []keptHandover {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	var all []keptHandover
 	for at, fd := range k.fds {
-		all = append(all, keptHandover{Runtime: at.runtime, Name: at.name, File: fd})
+		all = append(all, keptEntry{Runtime: at.runtime, Name: at.name, File: k.files.id(fd)})
 	}
-	k.fds = nil
 	return all
-}
-
-// put takes what take gave.
-func (k *keptFiles) put(all []keptHandover) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.fds = make(map[keptName]int, len(all))
-	for _, f := range all {
-		k.fds[keptName{f.Runtime, f.Name}] = f.File
-	}
 }

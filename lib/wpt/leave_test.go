@@ -22,21 +22,18 @@ import (
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
 
-// replace has a broker be replaced, through the document as text.
+// replace has a broker be replaced, through the list as text.
 func replace(t testing.TB, b **Broker) {
 	t.Helper()
-	h, err := (*b).leave()
+	text, err := json.Marshal((*b).leave())
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := json.Marshal(h)
-	if err != nil {
+	l := new(legacy)
+	if err := json.Unmarshal(text, l); err != nil {
 		t.Fatal(err)
 	}
-	if h, err = parseHandover(text); err != nil {
-		t.Fatal(err)
-	}
-	next, err := open(Config{Paths: (*b).paths, Version: "next", Logger: testLogger(t), before: h}, (*b).limits)
+	next, err := open(Config{Paths: (*b).paths, Version: "next", Logger: testLogger(t), before: l}, (*b).limits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +165,10 @@ func TestReplaceKeepsFiles(t *testing.T) {
 		t.Fatalf("keep: status %d", a.status)
 	}
 	w.Close()
-	(*b).failed["gone"] = record{Name: "gone", Doorbells: "trap", Runtime: "soc"}
+	(*b).failed["gone"] = record{Name: "gone", Owner: "no.such.user", Doorbells: "trap", Runtime: "soc"}
+	if err := (*b).save(); err != nil {
+		t.Fatal(err)
+	}
 	replace(t, b)
 	rt.kill()
 	rt = startRuntime(t, *b, "soc")
@@ -287,8 +287,8 @@ func TestUpgradeRefused(t *testing.T) {
 		{"no file", t.TempDir() + "/none"},
 		{"fails", script("echo broken >&2; exit 1")},
 		{"says nothing", script("exit 0")},
-		{"another daemon", script(`echo '{"daemon":"leap-soc","version":"1","layouts":{"handover":1,"registers":1,"state":1}}'`)},
-		{"another version", script(`echo '{"daemon":"leap-wpt","version":"9","layouts":{"handover":99,"registers":1,"state":1}}'`)},
+		{"another daemon", script(`echo '{"daemon":"leap-soc","version":"1","layouts":{"tables":2,"journal":1,"registers":1,"state":1}}'`)},
+		{"another version", script(`echo '{"daemon":"leap-wpt","version":"9","layouts":{"tables":99,"journal":1,"registers":1,"state":1}}'`)},
 		{"no program", func() string {
 			path := t.TempDir() + "/text"
 			if err := os.WriteFile(path, []byte("text"), 0o644); err != nil {
@@ -316,15 +316,12 @@ func TestUpgradeFails(t *testing.T) {
 	p := addPort(t, *b, api.PortSpec{Name: "vm1"})
 	c := rawClient(t, p)
 	negotiate(t, c)
-	h, err := (*b).leave()
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = h.exec(t.TempDir() + "/none")
+	l := (*b).leave()
+	err := l.exec(t.TempDir() + "/none")
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("execute: %v", err)
 	}
-	next, err := open(Config{Paths: (*b).paths, Version: "test", Logger: testLogger(t), before: h, failed: err}, quick)
+	next, err := open(Config{Paths: (*b).paths, Version: "test", Logger: testLogger(t), before: l, failed: err}, quick)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,17 +40,17 @@ var (
 // runtime is one leap-soc process from its MsgWelcome until it is gone: its
 // link has ended and its fence pipe says that all its threads and rings have.
 type runtime struct {
-	broker *Broker
-	name   string
-	pid    int
-	epoch  uint64
-	since  time.Time
-	link   *qpair.Link // nil: it has ended before this program began
-	out    *outbox
-	fence  *os.File      // read end
-	left   int           // a duplicate of it for the program that follows; noFD: none
-	ended  chan struct{} // closed: the link has ended
-	gone   chan struct{} // closed: gone
+	broker  *Broker
+	name    string
+	pid     int
+	epoch   uint64
+	since   time.Time
+	link    *qpair.Link // nil: it has ended before this program began
+	out     *outbox
+	fence   *os.File      // read end
+	fenceFD int           // another descriptor of it, for the program that follows
+	ended   chan struct{} // closed: the link has ended
+	gone    chan struct{} // closed: gone
 
 	process  int           // pidfd; noFD: none
 	expected chan struct{} // a port waits for it
@@ -83,6 +83,13 @@ func (rt *runtime) fail(err error) {
 func (rt *runtime) closeProcess() {
 	if rt.process >= 0 {
 		unix.Close(rt.process)
+	}
+}
+
+// closeFence has nobody wait for it any more.
+func (rt *runtime) closeFence() {
+	if rt.fence != nil { // else it is lost
+		rt.fence.Close()
 	}
 }
 
@@ -185,7 +192,7 @@ func hello(conn *net.UnixConn, link *qpair.Link) (name string, version uint32, e
 func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (admitted *runtime, _ unix.Errno) {
 	rt := &runtime{
 		broker: b, name: name, pid: peerPID(conn), link: link, since: time.Now(),
-		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}), left: noFD,
+		out: newOutbox(), ended: make(chan struct{}), gone: make(chan struct{}), fenceFD: noFD,
 		process: peerProcess(conn), expected: make(chan struct{}, 1), pongs: make(chan uint64, 1),
 	}
 	defer func() {
@@ -203,14 +210,17 @@ func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (admit
 	if status == 0 {
 		// From here on only the runtime has the write end: the message's copy
 		// is closed when it has been sent.
+		b.note()
 		m := qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Gen: rt.epoch}
 		if err := rt.out.add(m, nil, write); err == nil {
 			return rt, 0
 		}
 		b.unregister(rt)
+		b.note()
 		status = unix.EMFILE
 	}
 	rt.fence.Close()
+	b.files.close(rt.fenceFD)
 	return nil, status
 }
 
@@ -225,6 +235,11 @@ func (rt *runtime) makeFence() (write int, err error) {
 		return 0, err
 	}
 	rt.fence = os.NewFile(uintptr(pipe[0]), "fence")
+	if rt.fenceFD, err = rt.broker.files.keepCopy(rt.fence); err != nil {
+		rt.fence.Close()
+		unix.Close(pipe[1])
+		return 0, err
+	}
 	return pipe[1], nil
 }
 
@@ -261,9 +276,6 @@ func (b *Broker) unregister(rt *runtime) {
 	b.linkMu.Lock()
 	defer b.linkMu.Unlock()
 	delete(b.runtimes, rt.name)
-	if rt.left != noFD {
-		unix.Close(rt.left)
-	}
 }
 
 // runtime returns the runtime of this name whose link is alive, or nil.
@@ -330,6 +342,8 @@ func (rt *runtime) end(fenced bool, log *slog.Logger) {
 	}
 	b := rt.broker
 	b.unregister(rt)
+	b.note()
+	b.files.close(rt.fenceFD)
 	close(rt.gone)
 	log.Info("runtime gone")
 	b.events.Publish(api.Event{Kind: api.KindRuntime, Name: rt.name, State: "gone"})
@@ -419,20 +433,25 @@ func (rt *runtime) relayed(r *relay, err error) {
 
 // care is MsgKeep, MsgFetch or MsgDrop.
 func (rt *runtime) care(m *qpair.Message, fds []int) error {
-	name := qpair.NameOf(&m.Name)
+	b, name := rt.broker, qpair.NameOf(&m.Name)
 	reply := qpair.Message{Kind: qpair.MsgKept, ID: m.ID, Name: m.Name}
 	switch m.Kind {
 	case qpair.MsgDrop:
-		rt.broker.kept.drop(rt.name, name)
+		fd := b.kept.drop(rt.name, name)
+		b.note()
+		b.files.close(fd)
 		return nil
 	case qpair.MsgKeep:
 		if len(fds) != 1 {
 			return fmt.Errorf("%d fds to keep as %q", len(fds), name)
 		}
-		reply.Status = errnoOf(rt.broker.kept.keep(rt.name, name, fds[0]))
+		old, err := b.kept.keep(rt.name, name, fds[0])
+		b.note()
+		b.files.close(old)
+		reply.Status = errnoOf(err)
 		return rt.out.add(reply, nil)
 	}
-	fd, err := rt.broker.kept.fetch(rt.name, name)
+	fd, err := b.kept.fetch(rt.name, name)
 	if err != nil {
 		reply.Status = errnoOf(err)
 		return rt.out.add(reply, nil)

@@ -28,7 +28,7 @@ func TestMetrics(t *testing.T) {
 	if err := unix.Ftruncate(kept, 12345); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.b.kept.keep("soc", "d1", kept); err != nil {
+	if _, err := r.b.kept.keep("soc", "d1", kept); err != nil {
 		t.Fatal(err)
 	}
 	look := func() metricstest.Page {

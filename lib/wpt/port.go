@@ -24,6 +24,7 @@ import (
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/units"
+	"github.com/leapio/leapio/lib/vfiouser"
 )
 
 // port is a vfio-user entry for one VM: one NVMe controller, as far as its
@@ -41,6 +42,12 @@ type port struct {
 	state *qpair.Shared[qpair.State]
 	kick  int // eventfd: registers or doorbells have changed
 
+	// What the program that follows needs, beside the pages.
+	table      *table
+	journal    *vfiouser.Journal // of the client's connection
+	journalFD  int
+	listenerFD int
+
 	mapped bool // the doorbell page is mapped into the guest
 
 	counts portCounts
@@ -49,16 +56,16 @@ type port struct {
 	accepting sync.WaitGroup
 	wg        sync.WaitGroup // the clients
 
-	mu            sync.Mutex
-	record        record
-	config        pciConfig
-	cc            nvme.CC // what the guest has made it; a runtime could change the page's
-	regions       regionTable
-	irqs          *irqs
-	client        *client       // nil: none is connected
-	functionReset bool          // a reset of the function is not acknowledged yet
-	changed       chan struct{} // closed, and replaced, when a wait may be over
-	closed        bool
+	mu          sync.Mutex
+	record      record
+	config      pciConfig
+	cc          nvme.CC // what the guest has made it; a runtime could change the page's
+	regions     regionTable
+	irqs        *irqs
+	client      *client       // nil: none is connected
+	functionGen uint64        // the reset generation that began with the last reset of the function
+	changed     chan struct{} // closed, and replaced, when a wait may be over
+	closed      bool
 
 	// The runtime. It holds the port from the first message about it until it
 	// has given it up or is gone, attached or not.
@@ -84,8 +91,8 @@ func makePort(b *Broker, id uint32, r record) *port {
 		socket:  b.paths.PortSocket(r.Name),
 		irqs:    newIRQs(),
 		changed: make(chan struct{}),
-		kick:    noFD,
-		since:   time.Now(),
+		kick:    noFD, journalFD: noFD, listenerFD: noFD,
+		since: time.Now(),
 	}
 }
 
@@ -103,36 +110,59 @@ func newPort(b *Broker, id uint32, r record) (*port, error) {
 
 // makePages makes what the port shares with its runtime.
 func (p *port) makePages() (err error) {
+	f := p.broker.files
 	if p.regs, err = qpair.Create[qpair.Registers]("registers"); err != nil {
 		return err
 	}
+	f.keep(p.regs.FD())
 	if p.bells, err = qpair.Create[qpair.Doorbells]("doorbells"); err != nil {
 		return err
 	}
+	f.keep(p.bells.FD())
 	if p.state, err = qpair.Create[qpair.State]("state"); err != nil {
 		return err
 	}
+	f.keep(p.state.FD())
 	if p.kick, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("making an eventfd: %w", err)
 	}
+	f.keep(p.kick)
+	if p.journal, p.journalFD, err = vfiouser.CreateJournal(); err != nil {
+		return err
+	}
+	f.keep(p.journalFD)
+	if p.table, err = newTable(); err != nil {
+		return err
+	}
+	f.keep(p.table.fd)
 	p.regs.Page.Init(constCAP, constVS, constCRTO)
 	p.state.Page.Init()
 	return nil
 }
 
-// free gives the pages back. Nobody uses the port any more.
+// free gives everything back. Nobody uses the port any more, and no table names
+// it.
 func (p *port) free() {
+	f := p.broker.files
+	if p.listener != nil {
+		p.listener.Close()
+	}
+	f.close(p.kick, p.journalFD, p.listenerFD)
 	if p.regs != nil {
-		p.regs.Close()
+		f.close(p.regs.Release())
 	}
 	if p.bells != nil {
-		p.bells.Close()
+		f.close(p.bells.Release())
 	}
 	if p.state != nil {
-		p.state.Close()
+		f.close(p.state.Release())
 	}
-	if p.kick != noFD {
-		unix.Close(p.kick)
+	if p.journal != nil {
+		// It fails for addresses that were never mapped only.
+		_ = p.journal.Unmap()
+	}
+	if p.table != nil {
+		f.close(p.table.fd)
 	}
 }
 
@@ -148,6 +178,10 @@ func (p *port) listen() error {
 	if p.listener, err = api.Listen(p.socket, "unix", 0o600); err != nil {
 		return errors.Join(err, p.broker.facts.Remove(p.name))
 	}
+	if p.listenerFD, err = p.broker.files.keepCopy(p.listener); err != nil {
+		p.listener.Close()
+		return errors.Join(err, p.broker.facts.Remove(p.name))
+	}
 	err = os.Chown(p.socket, uid, gid)
 	if err == nil {
 		err = os.Chmod(p.socket, mode)
@@ -161,8 +195,8 @@ func (p *port) listen() error {
 	}
 	p.mu.Lock()
 	p.publish()
+	p.note()
 	p.mu.Unlock()
-	p.accepting.Go(p.accept)
 	return nil
 }
 
@@ -181,6 +215,15 @@ func (p *port) setFacts() error {
 }
 
 func (p *port) setFact(key, value string) error { return p.broker.facts.Set(p.name, key, value) }
+
+// serve lets clients in, and serves the one that is there.
+func (p *port) serve() {
+	if p.client != nil {
+		p.wg.Go(p.client.run)
+	}
+	p.accepting.Go(p.accept)
+	p.reconcile()
+}
 
 // accept lets one client in at a time.
 func (p *port) accept() {
@@ -214,8 +257,14 @@ func (p *port) admit(conn *net.UnixConn) *client {
 	case p.closed:
 		return nil
 	case p.client == nil:
-		p.client = newClient(p, conn)
-		return p.client
+		c, err := newClient(p, conn)
+		if err != nil {
+			p.log.Error("accepting a client", "err", err)
+			return nil
+		}
+		p.client = c
+		p.note()
+		return c
 	}
 	if !p.client.refusedOne {
 		p.client.refusedOne = true
@@ -228,6 +277,14 @@ func (p *port) admit(conn *net.UnixConn) *client {
 // I/O, by a reset. The next client may come.
 func (p *port) disconnected(c *client) {
 	p.mu.Lock()
+	p.dropClient()
+	p.mu.Unlock()
+	c.relays.cancel()
+	p.broker.files.close(c.socketFD)
+}
+
+// dropClient is disconnected without the connection. The caller holds mu.
+func (p *port) dropClient() {
 	gone := p.regions.removeAll()
 	p.tellUnmapped(gone)
 	for _, v := range p.irqs.disableAll() {
@@ -239,9 +296,8 @@ func (p *port) disconnected(c *client) {
 	p.client = nil
 	p.resetFunction()
 	p.notify()
-	p.mu.Unlock()
-	c.relays.cancel()
-	closeRegions(gone)
+	p.broker.files.closeRegions(gone)
+	p.broker.files.close(p.irqs.takeOld()...)
 }
 
 // close ends the port: its client, its socket, its facts. The runtime has been

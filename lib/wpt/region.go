@@ -129,12 +129,22 @@ func (t *regionTable) bytes() uint64 {
 	return n
 }
 
-// closeRegions closes what regions hold.
-func closeRegions(regions []region) {
-	for i := range regions {
-		if regions[i].fd >= 0 {
-			unix.Close(regions[i].fd)
+// find returns the region that is the same as r but for its fd, or nil.
+func (t *regionTable) find(r region) *region {
+	if i := t.search(r.addr); i < len(t.regions) {
+		found := t.regions[i]
+		found.fd = r.fd
+		if found == r {
+			return &t.regions[i]
 		}
+	}
+	return nil
+}
+
+// closeRegions closes what regions hold. No table names them any more.
+func (f *files) closeRegions(regions []region) {
+	for i := range regions {
+		f.close(regions[i].fd)
 	}
 }
 

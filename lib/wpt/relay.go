@@ -22,9 +22,6 @@ const (
 	relayQueue = 4
 	// relayLimit is how long a client may take for one piece.
 	relayLimit = 10 * time.Second
-	// maxPieces is how many pieces a client may owe an answer for, given up
-	// ones included.
-	maxPieces = 64
 )
 
 // relay is a runtime's request to read or write guest memory that only the
@@ -42,34 +39,50 @@ type relay struct {
 
 // piece is one DMA_READ or DMA_WRITE that the client has not answered.
 type piece struct {
-	command vfiouser.Command
-	data    []byte // room for what is read
-	done    chan error
-	stale   bool // a write that was given up at a reset
+	noted *vfiouser.JournalPiece
+	data  []byte // room for what is read
+	done  chan error
 }
 
 // relayer sends DMA_READ and DMA_WRITE to one client, one at a time, and keeps
 // what is under way. The handler of the connection never waits for it.
 type relayer struct {
-	conn  *vfiouser.Conn
-	queue chan *relay
-	limit uint64 // bytes in one piece, set by VERSION
+	conn   *vfiouser.Conn
+	queue  chan *relay
+	limit  uint64  // bytes in one piece, set by VERSION
+	nextID *uint64 // of a piece, in the journal
 
 	mu     sync.Mutex
-	nextID uint16
-	pieces map[uint16]*piece
+	pieces map[uint16]*piece // those that the client has not answered, given up ones included
+	free   []*vfiouser.JournalPiece
 	active map[*relay]struct{} // queued or under way
 	muted  bool                // nobody is answered any more
 	stale  atomic.Int32
 }
 
-func newRelayer(conn *vfiouser.Conn) *relayer {
-	return &relayer{
+// newRelayer makes a relayer that goes on where the journal of the connection
+// says that another program has stopped: answers that the client owes are
+// expected, by nobody.
+func newRelayer(conn *vfiouser.Conn, j *vfiouser.Journal) *relayer {
+	q := &relayer{
 		conn:   conn,
 		queue:  make(chan *relay, relayQueue),
+		nextID: &j.NextID,
 		pieces: make(map[uint16]*piece),
 		active: make(map[*relay]struct{}),
 	}
+	for i := range j.Pieces {
+		noted := &j.Pieces[i]
+		if !noted.Owed() {
+			q.free = append(q.free, noted)
+			continue
+		}
+		q.pieces[noted.ID] = &piece{noted: noted, done: make(chan error, 1)}
+		if noted.Stale != 0 {
+			q.stale.Add(1)
+		}
+	}
+	return q
 }
 
 // start queues a request; EBUSY if too many wait. It does not block.
@@ -145,8 +158,8 @@ func (q *relayer) drop(reset bool, match func(*relay) bool) {
 		return
 	}
 	for _, p := range q.pieces {
-		if p.command == vfiouser.CmdDMAWrite && !p.stale {
-			p.stale = true
+		if p.noted.Command == vfiouser.CmdDMAWrite && p.noted.Stale == 0 {
+			p.noted.Stale = 1
 			q.stale.Add(1)
 		}
 	}
@@ -175,32 +188,44 @@ func (q *relayer) send(r *relay, addr uint64, part []byte) (*piece, error) {
 		return nil, unix.EIO
 	default:
 	}
-	p := &piece{command: vfiouser.CmdDMARead, done: make(chan error, 1)}
+	h := vfiouser.Header{Command: vfiouser.CmdDMARead}
+	p := &piece{done: make(chan error, 1)}
 	var data []byte
 	if r.write {
-		p.command, data = vfiouser.CmdDMAWrite, part
+		h.Command, data = vfiouser.CmdDMAWrite, part
 	} else {
 		p.data = make([]byte, len(part))
 	}
-	q.mu.Lock()
-	if len(q.pieces) >= maxPieces {
-		q.mu.Unlock()
-		return nil, unix.EBUSY
+	if err := q.expect(p, &h); err != nil {
+		return nil, err
 	}
-	for q.pieces[q.nextID] != nil {
-		q.nextID++
-	}
-	id := q.nextID
-	q.nextID++
-	q.pieces[id] = p
-	q.mu.Unlock()
 	var head [vfiouser.DMAAccessSize]byte
 	access := vfiouser.DMAAccess{Address: addr, Count: uint64(len(part))}
 	access.Put(head[:])
-	if err := q.conn.Send(vfiouser.Header{ID: id, Command: p.command}, head[:], data); err != nil {
+	if err := q.conn.SendPiece(h, p.noted, head[:], data); err != nil {
 		return nil, unix.EIO
 	}
 	return p, nil
+}
+
+// expect gives a piece its ID and a place in the journal.
+func (q *relayer) expect(p *piece, h *vfiouser.Header) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := len(q.free)
+	if n == 0 {
+		return unix.EBUSY
+	}
+	id := uint16(*q.nextID)
+	for q.pieces[id] != nil {
+		id++
+	}
+	*q.nextID = uint64(id) + 1
+	p.noted, q.free = q.free[n-1], q.free[:n-1]
+	p.noted.ID, p.noted.Command, p.noted.Stale = id, h.Command, 0
+	q.pieces[id] = p
+	h.ID = id
+	return nil
 }
 
 // wait waits for the answer to a piece. A piece that is given up stays known,
@@ -223,17 +248,23 @@ func (q *relayer) wait(r *relay, p *piece, done <-chan struct{}) error {
 func (q *relayer) answered(m *vfiouser.Message) error {
 	q.mu.Lock()
 	p := q.pieces[m.Header.ID]
-	if p == nil || p.command != m.Header.Command {
+	if p == nil && m.Again {
+		q.mu.Unlock()
+		return nil // the program before was killed over it
+	}
+	if p == nil || p.noted.Command != m.Header.Command {
 		q.mu.Unlock()
 		return fmt.Errorf("reply %#x (%v) to no command", m.Header.ID, m.Header.Command)
 	}
 	delete(q.pieces, m.Header.ID)
-	if p.stale {
+	if p.noted.Stale != 0 {
 		q.stale.Add(-1)
 	}
+	p.noted.Answered()
+	q.free = append(q.free, p.noted)
 	q.mu.Unlock()
 	err := m.Header.Err()
-	if err == nil && p.command == vfiouser.CmdDMARead {
+	if err == nil && m.Header.Command == vfiouser.CmdDMARead {
 		var access vfiouser.DMAAccess
 		if access, err = vfiouser.ParseDMAAccess(m.Payload); err == nil {
 			data := m.Payload[vfiouser.DMAAccessSize:]
@@ -287,7 +318,7 @@ func (p *port) admitRelay(r *relay, size uint64, need uint32) error {
 	switch {
 	case p.client == nil || !p.client.negotiated || p.holder != r.runtime:
 		return unix.EIO
-	case p.functionReset && !p.acknowledged():
+	case p.functionReset() && !p.acknowledged():
 		// The client waits for the answer to its reset and would not serve it.
 		return unix.EIO
 	case !p.regions.covers(r.addr, size, need):
@@ -299,13 +330,4 @@ func (p *port) admitRelay(r *relay, size uint64, need uint32) error {
 		p.counts.reads.Add(1)
 	}
 	return p.client.relays.start(r)
-}
-
-// owed has the client's answer to a piece that another program sent be expected,
-// by nobody.
-func (q *relayer) owed(h pieceHandover) {
-	q.pieces[h.ID] = &piece{command: h.Command, done: make(chan error, 1), stale: h.Stale}
-	if h.Stale {
-		q.stale.Add(1)
-	}
 }

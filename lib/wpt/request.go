@@ -5,6 +5,7 @@ package wpt
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -97,6 +98,7 @@ func (c *client) version(payload []byte) ([][]byte, int, error) {
 		}
 	}
 	c.negotiated = true
+	p.note()
 	atomic.StoreUint32(&p.regs.Page.Client, 1)
 	p.publish()
 	return c.reply(answer.Append(nil)), noFD, nil
@@ -192,9 +194,16 @@ func (c *client) setIRQs(payload []byte) ([][]byte, int, error) {
 			return nil, noFD, err
 		}
 	}
-	for _, v := range p.changeIRQs(&m, c.request.takeFDs(), bools) {
+	fds := c.request.takeFDs()
+	for _, fd := range fds {
+		p.broker.files.keep(fd)
+	}
+	changes := p.changeIRQs(&m, fds, bools)
+	p.note()
+	for _, v := range changes {
 		p.tellVector(v)
 	}
+	p.broker.files.close(p.irqs.takeOld()...)
 	atomic.StoreUint32(&p.regs.Page.IRQMode, uint32(p.irqs.mode()))
 	raise(p.kick)
 	return nil, noFD, nil
@@ -301,6 +310,7 @@ func (c *client) write(m vfiouser.RegionAccess, data []byte) error {
 	case vfiouser.RegionConfig:
 		p.mu.Lock()
 		flr, err := p.config.write(m.Offset, data)
+		p.note()
 		p.mu.Unlock()
 		if flr {
 			c.reset()
@@ -352,10 +362,19 @@ func (c *client) dmaMap(payload []byte) ([][]byte, int, error) {
 	} else if p.config.ownPage(m.Address, m.Size) {
 		r.flags |= qpair.RegionOwn
 	}
+	if c.request.again {
+		if there := p.regions.find(r); there != nil && (r.fd == noFD || p.broker.files.same(there.fd, r.fd)) {
+			return nil, noFD, nil
+		}
+	}
 	if err := p.regions.add(r); err != nil {
 		return nil, noFD, err
 	}
 	c.request.takeFDs() // the table's now
+	if r.fd != noFD {
+		p.broker.files.keep(r.fd)
+	}
+	p.note()
 	p.tellMapped(&r)
 	return nil, noFD, nil
 }
@@ -377,16 +396,21 @@ func (c *client) dmaUnmap(payload []byte) ([][]byte, int, error) {
 	default:
 		gone, err = p.regions.remove(m.Address, m.Size)
 	}
-	if err != nil {
+	again := c.request.again && len(gone) == 0 && (err == nil || errors.Is(err, unix.ENOENT))
+	if err != nil && !again {
 		p.mu.Unlock()
 		return nil, noFD, err
 	}
+	p.note()
 	// The client serves no DMA until it has its answer: who waits for DMA in
 	// memory that goes would wait for ever.
 	c.relays.drop(false, func(r *relay) bool { return overlaps(gone, r.addr, uint64(len(r.data))) })
 	last := p.tellUnmapped(gone)
+	if again && p.holder != nil && p.holder.lost() {
+		last = p.unmaps.next() // whoever was told, or not, cannot answer any more
+	}
 	p.mu.Unlock()
-	closeRegions(gone)
+	p.broker.files.closeRegions(gone)
 	p.awaitUnmapped(last, c.done)
 	m.ArgSize = vfiouser.DMAUnmapSize
 	m.Put(c.data[:])

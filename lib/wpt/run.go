@@ -24,8 +24,13 @@ type Config struct {
 	Ready   func()       // called once everything serves; may be nil
 	Ports   int          // how many there may be, 1 to MaxPorts; 0: MaxPorts
 
-	before *handover // what a program before this one has left; nil: there was none
-	failed error     // why this program goes on where it had stopped itself
+	// Store keeps open files over a crash; nil: there is none. Stored are those
+	// that it has given back, by name, which are Run's.
+	Store  Store
+	Stored map[string]int
+
+	before *legacy // what a program before this one has left; nil: there was none
+	failed error   // why this program goes on where it had stopped itself
 }
 
 // Run is the daemon: it serves until ctx ends, or until TERM or INT, which are
@@ -36,7 +41,7 @@ func Run(ctx context.Context, config Config) error {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 	var err error
-	if config.before, err = inherited(); err != nil {
+	if config.before, err = inherit(config.Stored); err != nil {
 		return err
 	}
 	for {
@@ -57,7 +62,7 @@ func Run(ctx context.Context, config Config) error {
 
 // serve serves until the end, or until a program could not be replaced: then it
 // returns what to go on with, and why.
-func serve(ctx context.Context, b *Broker, signals <-chan os.Signal) (*handover, error) {
+func serve(ctx context.Context, b *Broker, signals <-chan os.Signal) (*legacy, error) {
 	stopper := Stopper{Broker: b}
 	for {
 		select {
@@ -73,15 +78,10 @@ func serve(ctx context.Context, b *Broker, signals <-chan os.Signal) (*handover,
 				return nil, b.Close()
 			}
 		case path := <-b.upgrades:
-			h, err := b.leave()
-			if err != nil {
-				b.log.Error("upgrade failed", "binary", path, "err", err)
-				b.upgradeFailed(err)
-				continue
-			}
-			err = h.exec(path)
+			l := b.leave()
+			err := l.exec(path)
 			b.log.Error("upgrade failed", "binary", path, "err", err)
-			return h, err
+			return l, err
 		}
 	}
 }

@@ -45,7 +45,10 @@ type sweeper struct {
 
 func newSweeper(t *testing.T, p *port) *sweeper {
 	t.Helper()
-	c := newClient(p, unconnected(t))
+	c, err := newClient(p, unconnected(t))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { c.conn.Close() })
 	c.negotiated = true
 	return &sweeper{t: t, c: c}

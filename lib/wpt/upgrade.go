@@ -9,6 +9,7 @@ import (
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
+	"github.com/leapio/leapio/lib/vfiouser"
 )
 
 const daemon = "leap-wpt"
@@ -16,7 +17,7 @@ const daemon = "leap-wpt"
 // layouts are the versions of what another program has to know to take over. It
 // may speak to runtimes as it likes.
 var layouts = map[string]int{
-	"handover": handoverVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion,
+	"tables": tableVersion, "journal": vfiouser.JournalVersion, "registers": qpair.RegistersVersion, "state": qpair.StateVersion,
 }
 
 // Check reports what this program is, or why it could not be the broker of

@@ -102,7 +102,8 @@ healthy
 
 // Daemons go and come under a guest while fio checks all that it reads: the
 // runtime, which starts after the guest, or another program that replaces the
-// broker, or the runtime. The guest sees pauses, nothing else.
+// broker, or the runtime, or the broker, which its service manager brings back.
+// The guest sees pauses, nothing else.
 func TestRestarts(t *testing.T) {
 	stop := func(r *rig) {
 		r.soc.stop()
@@ -114,6 +115,10 @@ func TestRestarts(t *testing.T) {
 	}
 	upgrade := func(r *rig) { r.wpt.upgrade() }
 	succeed := func(r *rig) { r.soc.upgrade() }
+	crash := func(r *rig) {
+		r.wpt.kill()
+		r.wpt.start()
+	}
 	for _, test := range []struct {
 		name   string
 		memory sharing
@@ -125,6 +130,7 @@ func TestRestarts(t *testing.T) {
 		{"killed,intx", shared, "pci=nomsi", kill, false},
 		{"upgrade", shared, "", upgrade, false},
 		{"succeeded", shared, "", succeed, false},
+		{"crashed", shared, "", crash, false},
 		{"stopped,intx", shared, "pci=nomsi", stop, true},
 		{"killed", shared, "", kill, true},
 		{"stopped,shareoff", shareOff, "", stop, true},
@@ -133,6 +139,8 @@ func TestRestarts(t *testing.T) {
 		{"upgrade,shareoff", shareOff, "", upgrade, true},
 		{"succeeded,intx", shared, "pci=nomsi", succeed, true},
 		{"succeeded,shareoff", shareOff, "", succeed, true},
+		{"crashed,intx", shared, "pci=nomsi", crash, true},
+		{"crashed,shareoff", shareOff, "", crash, true},
 	} {
 		if all || !test.all {
 			t.Run(test.name, func(t *testing.T) { testRestarts(t, test.memory, test.append, test.step) })
@@ -143,7 +151,7 @@ func TestRestarts(t *testing.T) {
 // testRestarts takes a step again and again under a machine whose memory is shared
 // or not and whose kernel is told something.
 func testRestarts(t *testing.T, memory sharing, words string, step func(*rig)) {
-	r := newRig(t)
+	r := newManagedRig(t)
 	r.leap("leap-soc volume create d1 file size=64M")
 	r.leap("leap-qmap map vm1 d1")
 	r.soc.stop()

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/command/commandtest"
 	"github.com/leapio/leapio/lib/guest"
 )
 
@@ -48,6 +49,18 @@ func twoPollers() []string {
 // newRig starts both daemons, leap-soc with these arguments.
 func newRig(t *testing.T, args ...string) *rig {
 	t.Helper()
+	return startRig(t, false, args...)
+}
+
+// newManagedRig is newRig with a service manager for leap-wpt, which keeps its
+// open files.
+func newManagedRig(t *testing.T, args ...string) *rig {
+	t.Helper()
+	return startRig(t, true, args...)
+}
+
+func startRig(t *testing.T, managed bool, args ...string) *rig {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "leap") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +76,22 @@ func newRig(t *testing.T, args ...string) *rig {
 	}
 	r := &rig{t: t, paths: paths}
 	t.Cleanup(r.showLogs)
+	var manager *commandtest.Manager
+	if managed {
+		if manager, err = commandtest.NewManager(dir); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if left := manager.Stored(); len(left) > 0 && !t.Failed() {
+				t.Errorf("after its stop leap-wpt has left files with its service manager: %v", left)
+			}
+			if err := manager.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	r.wpt = r.newDaemon("leap-wpt", paths.PidFile("wpt"))
+	r.wpt.manager = manager
 	r.soc = r.newDaemon("leap-soc", paths.PidFile(api.DefaultRuntime), args...)
 	r.wpt.start()
 	r.soc.start()
@@ -181,6 +209,8 @@ type daemon struct {
 	args []string
 	log  *os.File // to which its successors write as well
 
+	manager *commandtest.Manager // nil: the test starts it
+
 	process *os.Process // nil while it does not run
 	exited  <-chan error
 }
@@ -224,6 +254,36 @@ func (r *rig) showLogs() {
 // start starts the daemon and waits until its pid file says that it serves.
 func (d *daemon) start() {
 	d.r.t.Helper()
+	exited := d.launch()
+	deadline := time.After(20 * time.Second)
+	for d.serving() != d.process.Pid {
+		select {
+		case err := <-exited:
+			d.process = nil
+			d.r.t.Fatalf("%s ended at its start: %v", d.name, err)
+		case <-deadline:
+			d.r.t.Fatalf("%s is not ready after 20 s", d.name)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// launch starts the process.
+func (d *daemon) launch() <-chan error {
+	d.r.t.Helper()
+	if d.manager != nil {
+		p, err := d.manager.Start(filepath.Join(bin, d.name), append([]string{"run"}, d.args...), d.r.env(), d.log)
+		if err != nil {
+			d.r.t.Fatal(err)
+		}
+		exited := make(chan error, 1)
+		go func() { exited <- p.Wait() }()
+		if d.process, err = os.FindProcess(p.Pid); err != nil {
+			d.r.t.Fatal(err)
+		}
+		d.exited = exited
+		return exited
+	}
 	cmd := exec.Command(filepath.Join(bin, d.name), append([]string{"run"}, d.args...)...)
 	cmd.Env = d.r.env()
 	cmd.Stdout, cmd.Stderr = d.log, d.log
@@ -243,17 +303,7 @@ func (d *daemon) start() {
 		d.r.t.Fatal(err)
 	}
 	d.process, d.exited = cmd.Process, exited
-	deadline := time.After(20 * time.Second)
-	for d.serving() != d.process.Pid {
-		select {
-		case err := <-exited:
-			d.process = nil
-			d.r.t.Fatalf("%s ended at its start: %v", d.name, err)
-		case <-deadline:
-			d.r.t.Fatalf("%s is not ready after 20 s", d.name)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return exited
 }
 
 // serving is the process that the pid file names, 0 if there is none.

@@ -5,10 +5,12 @@ package wpt
 
 import (
 	"context"
+	"time"
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/cli"
 	"github.com/leapio/leapio/lib/command"
+	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/wpt"
 )
 
@@ -41,7 +43,7 @@ func run() *cli.Command {
 				},
 			}
 			if !check {
-				return wpt.Run(ctx, config)
+				return serve(ctx, config)
 			}
 			program, err := wpt.Check(config)
 			if err != nil {
@@ -51,6 +53,35 @@ func run() *cli.Command {
 		},
 	}
 }
+
+// serve is the broker. Its open files are with the service manager, too, in case
+// it crashes.
+func serve(ctx context.Context, config wpt.Config) (err error) {
+	if config.Stored, err = command.StoredFiles(); err != nil {
+		return err
+	}
+	store, err := command.NewFileStore()
+	if err != nil {
+		config.Logger.Warn("a crash will cost guests their drives", "err", err)
+	}
+	if store != nil {
+		defer store.Close()
+		config.Store = store
+	}
+	err = wpt.Run(ctx, config)
+	if len(config.Stored) > 0 && fault.KindOf(err) == fault.Unsupported {
+		// Nothing is lost, and guests wait for a program that knows what is kept:
+		// the service manager need not try this one all the time.
+		select {
+		case <-time.After(refusedPause):
+		case <-ctx.Done():
+		}
+	}
+	return err
+}
+
+// refusedPause is how long a program stays that cannot take over.
+const refusedPause = time.Second
 
 func upgrade() *cli.Command {
 	return command.Upgrade("replace the running broker by another program; guests pause and keep their drives", command.Wpt,
