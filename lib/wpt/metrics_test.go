@@ -11,6 +11,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/metrics/metricstest"
+	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/vfiouser"
 )
 
@@ -28,8 +29,12 @@ func TestMetrics(t *testing.T) {
 	if err := unix.Ftruncate(kept, 12345); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.b.kept.keep("soc", "d1", kept); err != nil {
+	m := qpair.Message{Kind: qpair.MsgKeep}
+	if err := qpair.SetName(&m.Name, "d1"); err != nil {
 		t.Fatal(err)
+	}
+	if a := r.rt.answer(t, r.rt.send(t, m, nil, kept)); a.status != 0 {
+		t.Fatalf("keep: status %v", unix.Errno(a.status))
 	}
 	look := func() metricstest.Page {
 		t.Helper()
