@@ -186,10 +186,10 @@ func (r *Runtime) Drop(name string) error {
 	return nil
 }
 
-// keeper is a volume whose content lives in a memory file.
+// keeper is a volume whose content lives in memory files.
 type keeper interface {
-	// Kept returns the name and the fd to keep.
-	Kept() (name string, fd int)
+	// Kept returns the descriptors to keep, by name.
+	Kept() map[string]int
 }
 
 // keepVolumes hands memory volumes to a leap-wpt that does not know them yet.
@@ -201,9 +201,10 @@ func (r *Runtime) keepVolumes(c *link.Client) {
 		if !ok {
 			continue
 		}
-		name, fd := k.Kept()
-		if err := c.Keep(r.keepName(name), fd); err != nil {
-			r.log.Error("volume will not outlive this process", "volume", v.spec.Name, "err", err)
+		for name, fd := range k.Kept() {
+			if err := c.Keep(r.keepName(name), fd); err != nil {
+				r.log.Error("volume will not outlive this process", "volume", v.spec.Name, "err", err)
+			}
 		}
 	}
 }
