@@ -19,17 +19,22 @@ import (
 )
 
 // makeDir makes a folder where it is missing, with exactly this mode whatever
-// the umask, and those above it with 0755. What it makes durable survives a power
-// loss.
+// the umask, and those above it with 0755. What is durable survives a power loss,
+// also if it was made by somebody who was killed before he could see to that.
 func makeDir(d disk.Disk, path string, mode fs.FileMode, durable bool) error {
+	parent := filepath.Dir(path)
 	info, err := os.Stat(path)
-	if err == nil && !info.IsDir() {
+	switch {
+	case err == nil && !info.IsDir():
 		return fault.Errorf(fault.Exists, "", "", "%s is there and is no folder", path)
-	}
-	if !errors.Is(err, os.ErrNotExist) {
+	case err == nil && durable:
+		if err := d.SyncDir(parent); !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+		return nil // an admin has made it
+	case !errors.Is(err, os.ErrNotExist):
 		return err
 	}
-	parent := filepath.Dir(path)
 	if parent != path {
 		if err := makeDir(d, parent, 0o755, durable); err != nil {
 			return err

@@ -42,13 +42,12 @@ func cutSaves(t *testing.T, lies func(call, path string) bool, wrap func(disk.Di
 		}
 		rec.Mark()
 	}
-	return rec.Cut(t, func(root string, marks int) error {
-		s := NewStateFile[string](filepath.Join(root, path), 1, nil)
+	return rec.Cut(0, func(acked int) error {
+		s := NewStateFile[string](filepath.Join(rec.Root, path), 1, nil)
 		got, err := s.Load()
 		if err != nil {
 			return err
 		}
-		acked := marks - 1 // one is from the start
 		if now := append([]string{""}, saves...); got != now[acked] && (acked == len(saves) || got != now[acked+1]) {
 			return fmt.Errorf("after %d saves there is %.10q...", acked, got)
 		}
@@ -59,7 +58,7 @@ func cutSaves(t *testing.T, lies func(call, path string) bool, wrap func(disk.Di
 		if got, err := s.Load(); got != "next" || err != nil {
 			return fmt.Errorf("saved again: %.10q, %w", got, err)
 		}
-		if entries, err := os.ReadDir(filepath.Dir(filepath.Join(root, path))); err != nil || len(entries) != 1 {
+		if entries, err := os.ReadDir(filepath.Dir(filepath.Join(rec.Root, path))); err != nil || len(entries) != 1 {
 			return fmt.Errorf("there are %v, %w", entries, err)
 		}
 		return nil
@@ -163,14 +162,14 @@ func TestStateFileMigratePowerCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.Mark()
-	states, err := rec.Cut(t, func(root string, marks int) error {
+	states, err := rec.Cut(0, func(acked int) error {
 		path := filepath.Join(root, "soc.json")
 		old, oldErr := NewStateFile[[]string](path, 1, nil).Load()
 		if kept, err := NewStateFile[[]string](path+".v1", 1, nil).Load(); oldErr != nil && (err != nil || len(kept) != 2) {
 			return fmt.Errorf("the old file is gone, and its copy has %v, %w", kept, err)
 		}
-		if oldErr == nil && (len(old) != 2 || marks == 2) {
-			return fmt.Errorf("the old file has %v after %d marks", old, marks)
+		if oldErr == nil && (len(old) != 2 || acked == 1) {
+			return fmt.Errorf("the old file has %v after %d migrations", old, acked)
 		}
 		if got, err := NewStateFile(path, 2, migrate).Load(); err != nil || got.Next != 2 {
 			return fmt.Errorf("migrated, there is %v, %w", got, err)
@@ -181,4 +180,41 @@ func TestStateFileMigratePowerCut(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("%d states of the disk", states)
+}
+
+// A process that is killed at any step leaves nothing that the next one takes for
+// safe and that goes with the power.
+func TestStateFileKillThenPowerCut(t *testing.T) {
+	kills := 0
+	for killed := true; killed; kills++ {
+		rec, err := disktest.NewRecorder(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := func(d disk.Disk) *StateFile[string] {
+			return NewStateFile[string](filepath.Join(rec.Root, "lib", "leapio", "soc.json"), 1, nil).On(d)
+		}
+		killed = file(&disktest.Mortal{Disk: rec, Left: kills}).Save("first") != nil
+		s := file(rec)
+		known, err := s.Load()
+		if err != nil || known != "" && known != "first" {
+			t.Fatalf("killed after %d steps: %q, %v", kills, known, err)
+		}
+		for _, now := range []string{known, "second"} {
+			if now == "second" {
+				must(t, s.Save(now))
+			}
+			if _, err := rec.Cut(rec.Mark(), func(int) error {
+				if got, err := file(disk.OS).Load(); got != now || err != nil {
+					return fmt.Errorf("there is %q, which was %q: %w", got, now, err)
+				}
+				return nil
+			}); err != nil {
+				t.Errorf("killed after %d steps: %v", kills, err)
+			}
+		}
+	}
+	if kills < 8 {
+		t.Errorf("only %d kills", kills)
+	}
 }

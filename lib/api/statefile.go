@@ -31,6 +31,7 @@ type StateFile[T any] struct {
 	migrate func(version int, old json.RawMessage) (T, error)
 	disk    disk.Disk
 	mu      sync.Mutex
+	rooted  bool // its folder survives a power loss
 }
 
 // stateDoc is the content of a state file.
@@ -62,6 +63,11 @@ func (s *StateFile[T]) Load() (T, error) {
 	defer s.mu.Unlock()
 	var zero T
 	if err := remove(s.disk, tempName(s.path)); err != nil {
+		return zero, err
+	}
+	// Who has put the file there may have been killed before it was safe, and what
+	// is known now must be so after a power loss.
+	if err := s.disk.SyncDir(filepath.Dir(s.path)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return zero, err
 	}
 	return s.load(true)
@@ -177,8 +183,11 @@ func (s *StateFile[T]) save(state T) error {
 	if b = append(b, '\n'); len(b) > maxState {
 		return fmt.Errorf("%s would be larger than %d bytes", s.path, maxState)
 	}
-	if err := makeDir(s.disk, filepath.Dir(s.path), 0o700, true); err != nil {
-		return err
+	if !s.rooted {
+		if err := makeDir(s.disk, filepath.Dir(s.path), 0o700, true); err != nil {
+			return err
+		}
+		s.rooted = true
 	}
 	if err := replaceFile(s.disk, s.path, b, 0o600, true); err != nil {
 		return fmt.Errorf("saving the state: %w", err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/wpt/link"
@@ -157,6 +158,16 @@ func (r *Runtime) keepName(name string) string { return r.cfg.Name + "/" + name 
 
 // DataPath implements volume.Env.
 func (r *Runtime) DataPath(volume string) string { return r.cfg.Paths.VolumeData(volume) }
+
+// Disk implements volume.Env.
+func (r *Runtime) Disk() disk.Disk { return diskOf(r.cfg) }
+
+func diskOf(cfg Config) disk.Disk {
+	if cfg.disk == nil {
+		return disk.OS
+	}
+	return cfg.disk
+}
 
 // Logger implements volume.Env.
 func (r *Runtime) Logger() *slog.Logger { return r.log }

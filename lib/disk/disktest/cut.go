@@ -4,11 +4,11 @@
 package disktest
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
-	"testing"
 )
 
 // What becomes of a step that was not synced.
@@ -28,20 +28,23 @@ const (
 	some       = 64
 )
 
-// Cut calls check for what the disk can hold after each step, from the first Mark
-// on: in a folder that takes the place of Root, with the number of marks before.
-// It ends with the first that check finds fault with, and returns how many there
-// were.
-func (r *Recorder) Cut(t testing.TB, check func(root string, marks int) error) (states int, err error) {
+// Cut calls check for what the disk can hold after each step, from Mark number from
+// on: in the place of Root, with the number of the last Mark before. It ends with
+// the first that check finds fault with, and returns how many there were. What is
+// recorded stays aside meanwhile.
+func (r *Recorder) Cut(from int, check func(mark int) error) (states int, err error) {
+	aside := r.Root + ".aside"
+	if err := os.Rename(r.Root, aside); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.Rename(aside, r.Root)) }()
 	rng := rand.New(rand.NewPCG(1, uint64(len(r.steps))))
 	seen := make(map[string]bool)
-	for cut := r.marks[0]; cut <= len(r.steps); cut++ {
+	for cut := r.marks[from]; cut <= len(r.steps); cut++ {
 		safe, open := r.at(cut)
-		marks := 0
-		for _, m := range r.marks {
-			if m <= cut {
-				marks++
-			}
+		mark := from
+		for mark+1 < len(r.marks) && r.marks[mark+1] <= cut {
+			mark++
 		}
 		ways := 1
 		for _, s := range open {
@@ -70,15 +73,15 @@ func (r *Recorder) Cut(t testing.TB, check func(root string, marks int) error) (
 			for i, s := range open {
 				held.apply(s, fate[i], rng)
 			}
-			key := fmt.Sprintf("%d %x", marks, *held)
+			key := fmt.Sprintf("%d %x", mark, *held)
 			if seen[key] {
 				continue
 			}
 			seen[key] = true
 			states++
-			if err := held.check(marks, check); err != nil {
+			if err := held.check(r.Root, func() error { return check(mark) }); err != nil {
 				var lines []string
-				for i, s := range r.steps[r.marks[0]:cut] {
+				for i, s := range r.steps[r.marks[from]:cut] {
 					lines = append(lines, fmt.Sprintf("%3d %s", i, s))
 				}
 				for i, s := range open {
@@ -91,17 +94,21 @@ func (r *Recorder) Cut(t testing.TB, check func(root string, marks int) error) (
 	return states, nil
 }
 
-// check makes the tree in a folder of its own and has it checked.
-func (t *tree) check(marks int, check func(string, int) error) error {
-	root, err := os.MkdirTemp(tempDir(), "leap-cut-")
+// check makes the tree at root and has it checked.
+func (t *tree) check(root string, check func() error) error {
+	dir, err := os.MkdirTemp(tempDir(), "leap-cut-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(root)
-	if err := t.make(root, 0); err != nil {
+	defer os.RemoveAll(dir)
+	if err := t.make(dir, 0); err != nil {
 		return err
 	}
-	return check(root, marks)
+	if err := os.Symlink(dir, root); err != nil {
+		return err
+	}
+	defer os.Remove(root)
+	return check()
 }
 
 // tempDir is in memory where it can: what is synced there costs nothing.

@@ -2,10 +2,10 @@
 // Copyright The LeapIO Authors
 
 // Package disktest cuts the power. A Recorder is a disk.Disk that does what it
-// is asked for in a real folder and writes it down; Cut then makes, in other
-// folders, what a disk can hold if the power fails after any of the steps: what
-// was not synced is there, or is not, or in part. Tests begin again from there
-// with the real thing.
+// is asked for in a real folder and writes it down; Cut then puts in its place
+// what a disk can hold if the power fails after any of the steps: what was not
+// synced is there, or is not, or in part. Tests begin again from there with the
+// real thing.
 //
 // The disk is as bad as POSIX has it: names and content that were not synced are
 // independent of one another, sectors of a file too, and syncing a file says
@@ -111,9 +111,12 @@ func (s step) String() string {
 	return fmt.Sprintf("sync %d", s.inode)
 }
 
-// Mark notes that something has been acknowledged; Cut tells how many marks there
-// were before. There is one from the start.
-func (r *Recorder) Mark() { r.marks = append(r.marks, len(r.steps)) }
+// Mark notes that something has been acknowledged, and returns the number of that:
+// 0 is the start.
+func (r *Recorder) Mark() int {
+	r.marks = append(r.marks, len(r.steps))
+	return len(r.marks) - 1
+}
 
 func (r *Recorder) note(s step) step {
 	r.steps = append(r.steps, s)
@@ -202,6 +205,9 @@ func (r *Recorder) Sync(fd int) error {
 func (r *Recorder) SyncDir(path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return err
+	}
+	if path == filepath.Dir(r.Root) {
+		return nil // where Root has its name, which is safe
 	}
 	if !r.lies("SyncDir", r.rel(path)) {
 		r.note(step{kind: sync, inode: r.inode(path)})

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -479,6 +480,7 @@ func killed() error {
 type inherited map[string]int
 
 func (inherited) DataPath(string) string { return "" }
+func (inherited) Disk() disk.Disk        { return disk.OS }
 func (inherited) Logger() *slog.Logger   { return slog.New(slog.DiscardHandler) }
 func (inherited) Keep(string, int) error { return nil }
 func (inherited) Drop(string) error      { return nil }
