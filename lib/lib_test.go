@@ -27,7 +27,7 @@ const module = "github.com/leapio/leapio/"
 // right below KIND. A folder in no row fails the test, so that a new package
 // gets its place here and in docs/architecture.md.
 var rows = [][]string{
-	{"nvme", "fault", "stats"},
+	{"nvme", "fault", "stats", "disk"},
 	{"units", "metrics"},
 	{"cli"},
 	{"api"},

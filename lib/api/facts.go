@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
 )
@@ -33,7 +34,7 @@ type Facts struct {
 // is the daemon: "wpt" or the name of a runtime. A daemon that begins anew then
 // calls Clear; one that replaced itself in place keeps what is there.
 func OpenFacts(dir, owner string) (*Facts, error) {
-	if err := makeDir(dir, 0o755); err != nil {
+	if err := makeDir(disk.OS, dir, 0o755, false); err != nil {
 		return nil, err
 	}
 	return &Facts{dir: dir, owner: owner}, nil
@@ -74,13 +75,13 @@ func (f *Facts) Add(thing string) (string, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := makeDir(dir, 0o755); err != nil {
+	if err := makeDir(disk.OS, dir, 0o755, false); err != nil {
 		return "", err
 	}
 	owner, err := readOwner(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		if err = replaceFile(filepath.Join(dir, ownerFile), []byte(f.owner+"\n"), 0o644, false); err != nil {
+		if err = replaceFile(disk.OS, filepath.Join(dir, ownerFile), []byte(f.owner+"\n"), 0o644, false); err != nil {
 			_ = os.Remove(dir) // ours, and empty; the error that counts is err
 		}
 	case err == nil && owner != f.owner:
@@ -115,7 +116,7 @@ func (f *Facts) SetLines(thing, key string, lines []string) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return replaceFile(filepath.Join(dir, key), []byte(b.String()), 0o644, false)
+	return replaceFile(disk.OS, filepath.Join(dir, key), []byte(b.String()), 0o644, false)
 }
 
 // printable keeps a fact on its line.
@@ -171,12 +172,12 @@ func removeThing(dir string) error {
 		if e.Type()&fs.ModeDir != 0 {
 			return fault.Errorf(fault.Exists, "", "", "%s is a folder that leapio did not make", path)
 		}
-		if err := remove(path); err != nil {
+		if err := remove(disk.OS, path); err != nil {
 			return err
 		}
 	}
-	if err := remove(filepath.Join(dir, ownerFile)); err != nil {
+	if err := remove(disk.OS, filepath.Join(dir, ownerFile)); err != nil {
 		return err
 	}
-	return remove(dir)
+	return remove(disk.OS, dir)
 }

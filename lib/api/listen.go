@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 )
 
@@ -34,7 +35,7 @@ func Listen(path, network string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := CheckSocketPath(path); err != nil {
 		return nil, err
 	}
-	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDir(disk.OS, filepath.Dir(path), 0o755, false); err != nil {
 		return nil, err
 	}
 	if err := removeStale(path, network); err != nil {
@@ -148,7 +149,7 @@ func removeStale(path, network string) error {
 	case !errors.Is(err, unix.ECONNREFUSED):
 		return err
 	}
-	return remove(path)
+	return remove(disk.OS, path)
 }
 
 // live is the fault of a socket that is in use.

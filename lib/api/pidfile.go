@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 )
 
@@ -27,7 +28,7 @@ type PidFile struct {
 // LockPidFile makes the pid file at path and locks it with flock(2). If another
 // process has it, the error is an exists fault that names its pid.
 func LockPidFile(path string) (*PidFile, error) {
-	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDir(disk.OS, filepath.Dir(path), 0o755, false); err != nil {
 		return nil, err
 	}
 	return tryPidFile(path)
@@ -35,7 +36,7 @@ func LockPidFile(path string) (*PidFile, error) {
 
 // WaitPidFile is LockPidFile for one that waits until no other process has it.
 func WaitPidFile(ctx context.Context, path string) (*PidFile, error) {
-	if err := makeDir(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDir(disk.OS, filepath.Dir(path), 0o755, false); err != nil {
 		return nil, err
 	}
 	tick := time.NewTicker(pidFileTick)

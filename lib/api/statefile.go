@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 )
 
@@ -28,7 +29,9 @@ type StateFile[T any] struct {
 	path    string
 	version int
 	migrate func(version int, old json.RawMessage) (T, error)
+	disk    disk.Disk
 	mu      sync.Mutex
+	rooted  bool // its folder survives a power loss
 }
 
 // stateDoc is the content of a state file.
@@ -42,7 +45,13 @@ type stateDoc[T any] struct {
 // loss, which includes new keys. migrate makes a T of the state of an older
 // version; it may be nil for version 1.
 func NewStateFile[T any](path string, version int, migrate func(version int, old json.RawMessage) (T, error)) *StateFile[T] {
-	return &StateFile[T]{path: path, version: version, migrate: migrate}
+	return &StateFile[T]{path: path, version: version, migrate: migrate, disk: disk.OS}
+}
+
+// On has the file be on d, before it is used. It returns the file.
+func (s *StateFile[T]) On(d disk.Disk) *StateFile[T] {
+	s.disk = d
+	return s
 }
 
 // Load reads the state; without a file it is the zero T. A file of an older
@@ -53,7 +62,12 @@ func (s *StateFile[T]) Load() (T, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var zero T
-	if err := remove(tempName(s.path)); err != nil {
+	if err := remove(s.disk, tempName(s.path)); err != nil {
+		return zero, err
+	}
+	// Who has put the file there may have been killed before it was safe, and what
+	// is known now must be so after a power loss.
+	if err := s.disk.SyncDir(filepath.Dir(s.path)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return zero, err
 	}
 	return s.load(true)
@@ -145,7 +159,7 @@ func (s *StateFile[T]) upgrade(b []byte, old stateDoc[json.RawMessage], keep boo
 	if !keep {
 		return state, nil
 	}
-	if err := replaceFile(s.path+".v"+strconv.Itoa(old.Version), b, 0o600, true); err != nil {
+	if err := replaceFile(s.disk, s.path+".v"+strconv.Itoa(old.Version), b, 0o600, true); err != nil {
 		return zero, err
 	}
 	return state, s.save(state)
@@ -169,10 +183,13 @@ func (s *StateFile[T]) save(state T) error {
 	if b = append(b, '\n'); len(b) > maxState {
 		return fmt.Errorf("%s would be larger than %d bytes", s.path, maxState)
 	}
-	if err := makeDir(filepath.Dir(s.path), 0o700); err != nil {
-		return err
+	if !s.rooted {
+		if err := makeDir(s.disk, filepath.Dir(s.path), 0o700, true); err != nil {
+			return err
+		}
+		s.rooted = true
 	}
-	if err := replaceFile(s.path, b, 0o600, true); err != nil {
+	if err := replaceFile(s.disk, s.path, b, 0o600, true); err != nil {
 		return fmt.Errorf("saving the state: %w", err)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
 )
@@ -208,7 +209,7 @@ func TestStateFileSaveFails(t *testing.T) {
 		info, err := f.Stat()
 		must(t, err)
 		// The mode that it has: this is the machine's own device.
-		if err := fill(f, []byte("x"), info.Mode().Perm(), true); err == nil || !strings.Contains(err.Error(), "no space left") {
+		if err := fill(disk.OS, int(f.Fd()), []byte("x"), info.Mode().Perm(), true); err == nil || !strings.Contains(err.Error(), "no space left") {
 			t.Errorf("got %v, want no space left", err)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/leapio/leapio/lib/api"
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/wpt/link"
@@ -168,6 +169,16 @@ func (r *Runtime) keepName(name string) string { return r.cfg.Name + "/" + name 
 // DataPath implements volume.Env.
 func (r *Runtime) DataPath(volume string) string { return r.cfg.Paths.VolumeData(volume) }
 
+// Disk implements volume.Env.
+func (r *Runtime) Disk() disk.Disk { return diskOf(r.cfg) }
+
+func diskOf(cfg Config) disk.Disk {
+	if cfg.disk == nil {
+		return disk.OS
+	}
+	return cfg.disk
+}
+
 // Logger implements volume.Env.
 func (r *Runtime) Logger() *slog.Logger { return r.log }
 
@@ -196,10 +207,10 @@ func (r *Runtime) Drop(name string) error {
 	return nil
 }
 
-// keeper is a volume whose content lives in a memory file.
+// keeper is a volume whose content lives in memory files.
 type keeper interface {
-	// Kept returns the name and the fd to keep.
-	Kept() (name string, fd int)
+	// Kept returns the descriptors to keep, by name.
+	Kept() map[string]int
 }
 
 // keepVolumes hands memory volumes to a leap-wpt that does not know them yet.
@@ -211,9 +222,10 @@ func (r *Runtime) keepVolumes(c *link.Client) {
 		if !ok {
 			continue
 		}
-		name, fd := k.Kept()
-		if err := c.Keep(r.keepName(name), fd); err != nil {
-			r.log.Error("volume will not outlive this process", "volume", v.spec.Name, "err", err)
+		for name, fd := range k.Kept() {
+			if err := c.Keep(r.keepName(name), fd); err != nil {
+				r.log.Error("volume will not outlive this process", "volume", v.spec.Name, "err", err)
+			}
 		}
 	}
 }

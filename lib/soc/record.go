@@ -18,9 +18,9 @@ import (
 )
 
 // stateVersion is the version of record. Version 1 had no write protection,
-// version 2 none by hosts, version 3 no listeners, and version 4 no referrals and
-// no name of the discovery subsystem.
-const stateVersion = 5
+// version 2 none by hosts, version 3 no listeners, version 4 no referrals and no
+// name of the discovery subsystem, and version 5 nothing that is being deleted.
+const stateVersion = 6
 
 // record is the content of STATE/NAME.json: what exists, in the order it is
 // made again.
@@ -32,6 +32,14 @@ type record struct {
 	Generation uint64 `json:"generation"`
 	// Discovery is the UUID of the discovery subsystem.
 	Discovery string `json:"discovery"`
+	// Deleting is what is being given up of a volume that does not exist any more.
+	Deleting *deletion `json:"deleting"`
+}
+
+// deletion is a volume of which all that it keeps outside is to go.
+type deletion struct {
+	Volume volume.Spec `json:"volume"`
+	Data   bool        `json:"data"` // see volume.Kind.Delete
 }
 
 // subsystemRecord is a subsystem as it is kept.
@@ -64,9 +72,9 @@ type listenerRecord struct {
 	Targets   []string `json:"targets"`   // names of subsystems; none: every subsystem; or DiscoveryNQN
 }
 
-// migrate makes a record of the state of versions 1 to 4, which have all of its
-// keys but read_only, write_protected, those of listeners, referrals and
-// discovery: there was nothing of it.
+// migrate makes a record of the state of versions 1 to 5, which have all of its
+// keys but read_only, write_protected, those of listeners, referrals, discovery
+// and deleting: there was nothing of it.
 func migrate(_ int, old json.RawMessage) (record, error) {
 	var rec record
 	d := json.NewDecoder(bytes.NewReader(old))
@@ -77,7 +85,7 @@ func migrate(_ int, old json.RawMessage) (record, error) {
 
 // stateFile describes STATE/NAME.json.
 func stateFile(cfg Config) *api.StateFile[record] {
-	return api.NewStateFile[record](cfg.Paths.StateFile(cfg.Name), stateVersion, migrate)
+	return api.NewStateFile[record](cfg.Paths.StateFile(cfg.Name), stateVersion, migrate).On(diskOf(cfg))
 }
 
 // openRecords opens the state file and the folders of facts.
@@ -107,7 +115,7 @@ func (r *Runtime) save() error { return r.state.Save(r.record()) }
 
 // record is what exists. r.mu is held.
 func (r *Runtime) record() record {
-	rec := record{Generation: r.generation, Discovery: r.discovery.String()}
+	rec := record{Generation: r.generation, Discovery: r.discovery.String(), Deleting: r.deleting}
 	for _, name := range slices.Sorted(maps.Keys(r.volumes)) {
 		rec.Volumes = append(rec.Volumes, r.volumes[name].spec)
 	}

@@ -83,7 +83,7 @@ func TestStateVersion1(t *testing.T) {
 	if b, err := os.ReadFile(path + ".v1"); err != nil || string(b) != stateV1 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
-	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 5`) || !strings.Contains(string(b), `"read_only": false`) {
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 6`) || !strings.Contains(string(b), `"read_only": false`) {
 		t.Errorf("the new file: %v, %s", err, b)
 	}
 }
@@ -192,7 +192,7 @@ func TestStateVersion4(t *testing.T) {
 			Version int
 			State   struct{ Discovery string }
 		}
-		if err := json.Unmarshal(b, &file); err != nil || file.Version != 5 || file.State.Discovery == "" {
+		if err := json.Unmarshal(b, &file); err != nil || file.Version != 6 || file.State.Discovery == "" {
 			t.Errorf("the new file: %v, %s", err, b)
 		}
 		names = append(names, file.State.Discovery)
@@ -201,6 +201,33 @@ func TestStateVersion4(t *testing.T) {
 		t.Errorf("the name has changed: %q", names)
 	}
 	if b, err := os.ReadFile(path + ".v4"); err != nil || string(b) != v4 {
+		t.Errorf("the copy: %v, %s", err, b)
+	}
+}
+
+// TestStateVersion5: what version 5 kept is there, and nothing was being deleted.
+func TestStateVersion5(t *testing.T) {
+	r := newRig(t)
+	r.stopSoc()
+	path := r.paths.StateFile(api.DefaultRuntime)
+	if err := os.MkdirAll(r.paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const discovery = "11111111-2222-3333-4444-555555555555"
+	v5 := strings.Replace(stateV1, `"version": 1`, `"version": 5`, 1)
+	v5 = strings.Replace(v5, "\t\t]\n\t}\n}", `], "listeners": null, "generation": 9, "discovery": "`+discovery+`"}}`, 1)
+	if err := os.WriteFile(path, []byte(v5), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startSoc()
+	if all := call[[]api.Volume](r, r.client(), "GET", "/v1/volumes", nil); len(all) != 1 || all[0].Name != "d1" {
+		t.Errorf("volumes %+v", all)
+	}
+	r.stopSoc()
+	if b, err := os.ReadFile(path); err != nil || !strings.Contains(string(b), `"version": 6`) || !strings.Contains(string(b), discovery) {
+		t.Errorf("the new file: %v, %s", err, b)
+	}
+	if b, err := os.ReadFile(path + ".v5"); err != nil || string(b) != v5 {
 		t.Errorf("the copy: %v, %s", err, b)
 	}
 }

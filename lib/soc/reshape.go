@@ -214,8 +214,7 @@ func (r *Runtime) keepOption(v *vol, key, value, before string) error {
 	err := r.save()
 	if err != nil {
 		v.spec.Note(key, before)
-		// It could have been the very last step that went wrong.
-		_ = r.save()
+		r.saveAgain()
 	}
 	return err
 }

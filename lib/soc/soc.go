@@ -39,6 +39,7 @@ import (
 
 	"github.com/leapio/leapio/lib/api"
 	"github.com/leapio/leapio/lib/controller"
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fabrics/target"
 	"github.com/leapio/leapio/lib/nvme"
 	"github.com/leapio/leapio/lib/poller"
@@ -70,6 +71,8 @@ type Config struct {
 	before *before // the runtime that has started this one; nil: none has
 	failed error   // why this runtime goes on after an upgrade
 	kept   *record // what it had before: the other may have migrated its file
+
+	disk disk.Disk // of a test; nil: disk.OS
 }
 
 // Runtime is a running leap-soc.
@@ -97,6 +100,7 @@ type Runtime struct {
 	mu         sync.Mutex
 	volumes    map[string]*vol
 	making     map[string]string // the UUIDs of volumes that are being made, by name
+	deleting   *deletion         // what is being deleted; nil: nothing
 	subsystems map[string]*subsystem
 	listeners  map[int]*listener // by number
 	generation uint64            // of the discovery log

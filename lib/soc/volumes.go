@@ -98,6 +98,9 @@ func (r *Runtime) load(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if rec.Deleting != nil {
+		r.deleteRest(rec.Deleting)
+	}
 	for _, spec := range rec.Volumes {
 		v := &vol{spec: spec, stats: stats.NewGroup()}
 		v.spec.Reopen = true
@@ -133,9 +136,10 @@ func (r *Runtime) load(ctx context.Context) error {
 	r.admit()
 	if rec.Discovery == "" {
 		r.discovery = nvme.NewUUID()
-		return r.save()
+	} else if rec.Deleting == nil {
+		return nil
 	}
-	return nil
+	return r.save()
 }
 
 // open makes the volume of a spec.
@@ -192,6 +196,7 @@ func (r *Runtime) createVolume(ctx context.Context, in api.VolumeSpec) (api.Volu
 		r.volumes[in.Name] = v
 		if err = r.save(); err != nil {
 			delete(r.volumes, in.Name)
+			r.saveAgain()
 			err = errors.Join(err, r.discard(v, v.spec.Made))
 		}
 	}
@@ -317,13 +322,32 @@ func (r *Runtime) deleteVolume(name string, data bool) error {
 			Hint("delete the volume without --data, and the data by hand")
 	}
 	delete(r.volumes, name)
+	r.deleting = &deletion{v.spec, data}
 	if err := r.save(); err != nil {
-		r.volumes[name] = v
+		r.volumes[name], r.deleting = v, nil
+		r.saveAgain()
 		return err
 	}
 	r.logFacts(r.volumeFacts.Remove(name))
 	r.publish(api.KindVolume, name, "deleted", "")
-	return r.discard(v, data)
+	err = r.discard(v, data)
+	r.deleting = nil
+	return errors.Join(err, r.save())
+}
+
+// saveAgain has the state file say again what was before a save that failed: the
+// very last step of that could have been what went wrong. r.mu is held.
+func (r *Runtime) saveAgain() { _ = r.save() }
+
+// deleteRest goes on with a deletion that was cut short.
+func (r *Runtime) deleteRest(d *deletion) {
+	kind, ok := kinds[d.Volume.Kind]
+	if !ok || kind.Delete == nil {
+		return
+	}
+	if err := kind.Delete(r, &d.Volume, d.Data); err != nil {
+		r.log.Error("what is left of a deleted volume cannot be removed", "volume", d.Volume.Name, "err", err)
+	}
 }
 
 // findVolume returns a volume by name. r.mu is held.

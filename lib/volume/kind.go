@@ -7,6 +7,8 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+
+	"github.com/leapio/leapio/lib/disk"
 )
 
 // Kind is one kind of volume, as `volume create NAME KIND` names it.
@@ -56,6 +58,8 @@ type Spec struct {
 type Env interface {
 	// DataPath is where a volume's own data file goes by default.
 	DataPath(volume string) string
+	// Disk is where that is.
+	Disk() disk.Disk
 	// Keep has leap-wpt hold fd under name beyond the death of this process.
 	// The fd stays the caller's. Without a link to leap-wpt it does nothing.
 	Keep(name string, fd int) error

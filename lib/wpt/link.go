@@ -25,7 +25,7 @@ const (
 	// and those that wait for the one before them to be gone.
 	maxLinks = 64
 	// maxKept is how many files a runtime may leave in our care.
-	maxKept = 1024
+	maxKept = 2048
 	// readRoomLimit is how long a runtime may leave its answers unread while it
 	// asks for more.
 	readRoomLimit = 5 * time.Second

@@ -131,8 +131,8 @@ func start(t testing.TB, limits Limits) *fixture {
 			return // which has goroutines and descriptors of its own
 		}
 		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
-		// The environment of the volumes keeps one for mem.
-		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+1 })
+		// The environment of the volumes keeps two for mem.
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+2 })
 	})
 	return f
 }

@@ -42,6 +42,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/poller"
 	"github.com/leapio/leapio/lib/volume"
 )
@@ -65,6 +66,7 @@ var Kind = volume.Kind{
 type file struct {
 	path   string
 	fd     int
+	disk   disk.Disk
 	layout atomic.Pointer[layout]
 }
 
@@ -93,7 +95,7 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (_ volume.Vo
 			data.giveUp()
 		}
 	}()
-	f := &file{path: o.path, fd: data.fd}
+	f := &file{path: o.path, fd: data.fd, disk: o.disk}
 	if err := f.adopt(volume.Shape{Size: data.size, Block: o.block}); err != nil {
 		return nil, err
 	}
@@ -204,8 +206,14 @@ func (f *file) Open(p *poller.Poller) (volume.Queue, error) {
 func (f *file) Extend(size uint64) error {
 	var st unix.Stat_t
 	err := unix.Fstat(f.fd, &st)
-	if err == nil && uint64(st.Size) < size {
+	switch {
+	case err != nil:
+	case size > math.MaxInt64:
+		err = unix.EFBIG
+	case uint64(st.Size) < size:
 		err = f.truncate(size)
+	default:
+		err = f.disk.Sync(f.fd) // who was killed here has not done that
 	}
 	if err != nil {
 		return fmt.Errorf("making %s longer, to %d bytes: %w", f.path, size, err)
@@ -229,13 +237,10 @@ func (f *file) Trim() error {
 
 // truncate makes the file have this size, also after a power loss.
 func (f *file) truncate(size uint64) error {
-	if size > math.MaxInt64 {
-		return unix.EFBIG
-	}
-	if err := unix.Ftruncate(f.fd, int64(size)); err != nil {
+	if err := f.disk.Truncate(f.fd, int64(size)); err != nil {
 		return err
 	}
-	return unix.Fsync(f.fd)
+	return f.disk.Sync(f.fd)
 }
 
 // Reshape implements volume.Reshaper.
@@ -270,9 +275,13 @@ func remove(env volume.Env, spec *volume.Spec, data bool) error {
 	if err != nil {
 		return err
 	}
-	fd, err := openRegular(o.path)
+	fd, err := openRegular(o.disk, o.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		// Who was killed here may not have done that.
+		if err := syncFolder(o.disk, o.path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		return nil
 	case err != nil:
 		return err
@@ -281,8 +290,8 @@ func remove(env volume.Env, spec *volume.Spec, data bool) error {
 	if err := lock(context.Background(), fd, o.path); err != nil {
 		return err
 	}
-	if err := unix.Unlink(o.path); err != nil {
-		return fmt.Errorf("deleting %s: %w", o.path, err)
+	if err := o.disk.Remove(o.path); err != nil {
+		return fmt.Errorf("deleting the file: %w", err)
 	}
-	return syncFolder(o.path)
+	return syncFolder(o.disk, o.path)
 }

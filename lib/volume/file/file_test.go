@@ -97,7 +97,7 @@ func suite(t *testing.T, dir string, cfg poller.Config, cached bool) {
 			n++
 			s := spec(fmt.Sprintf("path=%s/%s%v%d", dir, cfg.Name, cached, n))
 			t.Cleanup(func() {
-				if err := Kind.Delete(nil, s, true); err != nil {
+				if err := Kind.Delete(new(volumetest.Env), s, true); err != nil {
 					t.Errorf("Delete: %v", err)
 				}
 			})
@@ -205,12 +205,12 @@ func TestExistingFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
 	write(t, path, 1<<20)
 	for _, s := range []*volume.Spec{spec("path=" + path), spec("path="+path, "size=1M", "block=4096")} {
-		f := open(t, nil, s)
+		f := open(t, new(volumetest.Env), s)
 		if f.Info().Size != 1<<20 || s.Made {
 			t.Errorf("size %d, Made %v; want 1 MiB, false", f.Info().Size, s.Made)
 		}
 		f.Close()
-		if err := Kind.Delete(nil, s, true); err != nil {
+		if err := Kind.Delete(new(volumetest.Env), s, true); err != nil {
 			t.Error(err)
 		}
 		if b, err := os.ReadFile(path); err != nil || len(b) != 1<<20 || string(b[:11]) != "first bytes" {
@@ -233,7 +233,7 @@ func TestReopenedLonger(t *testing.T) {
 		}
 		return st.Size()
 	}
-	f := open(t, nil, s)
+	f := open(t, new(volumetest.Env), s)
 	if n := f.Info().Size; n != 1<<20 || length() != 3<<20 {
 		t.Errorf("the volume has %d bytes, the file %d; want 1 and 3 MiB", n, length())
 	}
@@ -247,7 +247,7 @@ func TestReopenedLonger(t *testing.T) {
 	if err := os.Truncate(path, 512<<10); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Kind.Make(t.Context(), nil, s)
+	_, err := Kind.Make(t.Context(), new(volumetest.Env), s)
 	if fault.KindOf(err) != fault.Failure || !strings.Contains(err.Error(), "has 524288 bytes, and the volume has 1048576") {
 		t.Errorf("shorter: %v (%v), want a failure with both sizes", err, fault.KindOf(err))
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/units"
 	"github.com/leapio/leapio/lib/volume"
@@ -26,13 +27,14 @@ type options struct {
 	size      uint64 // 0: not given
 	block     uint32
 	reopen    bool
+	disk      disk.Disk
 }
 
 func readOptions(env volume.Env, spec *volume.Spec) (*options, error) {
 	if err := spec.CheckKeys(keys); err != nil {
 		return nil, err
 	}
-	o := &options{path: spec.Options["path"], reopen: spec.Reopen}
+	o := &options{path: spec.Options["path"], reopen: spec.Reopen, disk: env.Disk()}
 	switch {
 	case o.path == "":
 		o.path, o.byDefault = env.DataPath(spec.Name), true
@@ -55,24 +57,25 @@ type data struct {
 	made  bool
 	path  string
 	folds []string // folders made, outermost first
+	disk  disk.Disk
 }
 
 // giveUp closes the file and removes what was made.
 func (d *data) giveUp() {
 	if d.made {
-		_ = os.Remove(d.path)
+		_ = d.disk.Remove(d.path)
 	}
 	if d.fd >= 0 {
 		unix.Close(d.fd)
 	}
 	for i := len(d.folds) - 1; i >= 0; i-- {
-		_ = os.Remove(d.folds[i]) // only if it is empty
+		_ = d.disk.Remove(d.folds[i]) // only if it is empty
 	}
 }
 
 // open opens or makes the file. If it fails it leaves nothing behind.
 func (o *options) open(ctx context.Context) (*data, error) {
-	fd, err := openRegular(o.path)
+	fd, err := openRegular(o.disk, o.path)
 	switch {
 	case err == nil:
 		return o.existing(ctx, fd)
@@ -89,16 +92,32 @@ func (o *options) open(ctx context.Context) (*data, error) {
 
 // existing takes an open file as it is.
 func (o *options) existing(ctx context.Context, fd int) (*data, error) {
-	d := &data{fd: fd, path: o.path}
+	d := &data{fd: fd, path: o.path, disk: o.disk}
 	err := lock(ctx, fd, o.path)
 	if err == nil {
 		err = o.check(d)
+	}
+	if err == nil && !o.reopen {
+		// Whoever has made it may not have seen to that.
+		err = o.settle(d)
 	}
 	if err != nil {
 		d.giveUp()
 		return nil, err
 	}
 	return d, nil
+}
+
+// settle has the file survive a power loss.
+func (o *options) settle(d *data) error {
+	if err := o.disk.Sync(d.fd); err != nil {
+		return fmt.Errorf("syncing %s: %w", o.path, err)
+	}
+	err := syncFolder(o.disk, o.path)
+	if !d.made && errors.Is(err, fs.ErrPermission) {
+		return nil // the folder is not ours
+	}
+	return err
 }
 
 // check compares the file with what was asked for.
@@ -108,6 +127,12 @@ func (o *options) check(d *data) error {
 		return fmt.Errorf("%s: %w", o.path, err)
 	}
 	d.size = uint64(st.Size)
+	if o.leftover(d.fd, &st) {
+		if err := o.disk.Truncate(d.fd, int64(o.size)); err != nil {
+			return fmt.Errorf("making %s of %d bytes: %w", o.path, o.size, err)
+		}
+		d.size, d.made = o.size, true
+	}
 	switch {
 	case st.Nlink == 0:
 		return fault.Errorf(fault.NotFound, "", "", "%s was deleted while it was being opened", o.path)
@@ -132,71 +157,78 @@ func (o *options) check(d *data) error {
 	return nil
 }
 
+// leftover reports whether the file is what a process that was killed while it
+// made the volume has left: without size or as large as it is to be, with nothing
+// in it, and where it goes by default.
+func (o *options) leftover(fd int, st *unix.Stat_t) bool {
+	if !o.byDefault || o.reopen || o.size == 0 || st.Nlink == 0 || st.Blocks != 0 || st.Size != 0 && uint64(st.Size) != o.size {
+		return false
+	}
+	_, err := unix.Seek(fd, 0, unix.SEEK_DATA)
+	return err == unix.ENXIO && volume.CheckSize(o.size, o.block) == nil
+}
+
 // create makes the file, sparse, so that it is there after a power loss.
 func (o *options) create(ctx context.Context) (_ *data, err error) {
 	if err := volume.CheckSize(o.size, o.block); err != nil {
 		return nil, err
 	}
-	d := &data{fd: -1, size: o.size, path: o.path}
+	d := &data{fd: -1, size: o.size, path: o.path, disk: o.disk}
 	defer func() {
 		if err != nil {
 			d.giveUp()
 		}
 	}()
 	if o.byDefault {
-		if d.folds, err = makeFolders(filepath.Dir(o.path)); err != nil {
+		if d.folds, err = makeFolders(o.disk, filepath.Dir(o.path)); err != nil {
 			return nil, err
 		}
 	}
-	d.fd, err = unix.Open(o.path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	d.fd, err = o.disk.Open(o.path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("making %s: %w", o.path, err)
+		return nil, fmt.Errorf("making the file: %w", err)
 	}
 	d.made = true
 	if err := lock(ctx, d.fd, o.path); err != nil {
 		return nil, err
 	}
-	if err := unix.Ftruncate(d.fd, int64(o.size)); err != nil {
+	if err := o.disk.Truncate(d.fd, int64(o.size)); err != nil {
 		return nil, fmt.Errorf("making %s of %d bytes: %w", o.path, o.size, err)
 	}
-	if err := unix.Fsync(d.fd); err != nil {
-		return nil, fmt.Errorf("making %s: %w", o.path, err)
-	}
-	for _, folder := range d.folds {
-		if err := syncFolder(folder); err != nil {
-			return nil, err
-		}
-	}
-	return d, syncFolder(o.path)
+	return d, o.settle(d)
 }
 
-// makeFolders makes dir and what is missing above it, and returns what it
-// made, also if it fails.
-func makeFolders(dir string) (made []string, err error) {
+// makeFolders makes dir and what is missing above it, so that it survives a power
+// loss, and returns what it made, also if it fails.
+func makeFolders(d disk.Disk, dir string) (made []string, err error) {
 	var missing []string
-	for d := dir; ; d = filepath.Dir(d) {
-		if _, err := os.Stat(d); err == nil || d == filepath.Dir(d) {
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
 			break
 		}
-		missing = append(missing, d)
+		missing = append(missing, dir)
+		dir = filepath.Dir(dir)
+	}
+	// The innermost may have been made by somebody who was killed just then.
+	if err := syncFolder(d, dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return nil, err
 	}
 	for i := len(missing) - 1; i >= 0; i-- {
-		if err := os.Mkdir(missing[i], 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := d.Mkdir(missing[i], 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return made, fmt.Errorf("making the folder: %w", err)
 		} else if err == nil {
 			made = append(made, missing[i])
+		}
+		if err := syncFolder(d, missing[i]); err != nil {
+			return made, err
 		}
 	}
 	return made, nil
 }
 
 // syncFolder makes the entry of path in its folder survive a power loss.
-func syncFolder(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err == nil {
-		err = errors.Join(d.Sync(), d.Close())
-	}
-	if err != nil {
+func syncFolder(d disk.Disk, path string) error {
+	if err := d.SyncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("syncing the folder of %s: %w", path, err)
 	}
 	return nil
@@ -204,7 +236,7 @@ func syncFolder(path string) error {
 
 // openRegular opens a regular file for reading and writing. It looks first:
 // opening other things can block or have effects.
-func openRegular(path string) (int, error) {
+func openRegular(d disk.Disk, path string) (int, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return -1, fmt.Errorf("opening the file: %w", err)
@@ -212,9 +244,9 @@ func openRegular(path string) (int, error) {
 	if !info.Mode().IsRegular() {
 		return -1, fault.Errorf(fault.Usage, "", "", "%s is not a regular file but %s", path, nature(info.Mode()))
 	}
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := d.Open(path, unix.O_RDWR, 0)
 	if err != nil {
-		return -1, fmt.Errorf("opening %s: %w", path, err)
+		return -1, fmt.Errorf("opening the file: %w", err)
 	}
 	return fd, nil
 }

@@ -6,7 +6,9 @@
 // does not outlive leap-wpt or the machine: then the volume comes back empty.
 //
 // Data is copied by the CPU on the poller of the request. Blocks never
-// written, discarded or zeroed take no memory.
+// written, discarded or zeroed take no memory. No block is ever found in part as
+// one command has left it and in part as another: neither by a poller beside
+// (stripes.go), nor by the next process (log.go).
 //
 // The memory can grow. Pollers may be copying then, so a larger mapping takes
 // the place of the one before, which stays until Close. It never becomes
@@ -61,15 +63,29 @@ func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume
 	if err != nil {
 		return nil, err
 	}
-	m := &mem{name: keptName(spec), fd: fd}
+	logFD, logKept, err := logMemory(env, spec, fd, size, !kept)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	log, err := openLog(logFD)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	m := &mem{spec: *spec, fd: fd, log: log}
 	_ = m.Reshape(volume.Shape{Size: size, Block: block}) // never fails
 	if err := m.remap(size); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	if !kept {
-		if err := env.Keep(keptName(spec), fd); err != nil {
-			return nil, errors.Join(fmt.Errorf("having leap-wpt keep the memory: %w", err), m.Close())
-		}
+		err = env.Keep(keptName(spec), fd)
+	}
+	if err == nil && !logKept {
+		err = env.Keep(logName(spec), log.fd)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("having leap-wpt keep the memory: %w", err), m.Close())
 	}
 	spec.Made = true
 	return m, nil
@@ -78,11 +94,23 @@ func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume
 // memory returns what leap-wpt kept for a volume that existed before, or new
 // memory that is yet to be kept.
 func memory(env volume.Env, spec *volume.Spec, size uint64) (fd int, kept bool, err error) {
-	name := keptName(spec)
-	if !spec.Reopen {
-		// What an older volume of this name may have left is not ours.
-		if err := env.Drop(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return -1, false, fmt.Errorf("having leap-wpt forget %s: %w", name, err)
+	fd, kept, err = fetch(env, keptName(spec), size, !spec.Reopen)
+	if err == nil && kept {
+		// What a resize that was cut short has left.
+		if err = trim(fd, size); err != nil {
+			unix.Close(fd)
+		}
+	}
+	return fd, kept, err
+}
+
+// fetch returns memory of size bytes at least that leap-wpt has kept under name,
+// or new memory that is yet to be kept. fresh: what is kept is not ours, but of an
+// older volume of this name.
+func fetch(env volume.Env, name string, size uint64, fresh bool) (fd int, kept bool, err error) {
+	if fresh {
+		if err := drop(env, name); err != nil {
+			return -1, false, err
 		}
 		fd, err = newMemory(name, size)
 		return fd, false, err
@@ -95,15 +123,19 @@ func memory(env volume.Env, spec *volume.Spec, size uint64) (fd int, kept bool, 
 	case err != nil:
 		return -1, false, fmt.Errorf("fetching %s from leap-wpt: %w", name, err)
 	}
-	err = checkMemory(fd, size)
-	if err == nil {
-		err = trim(fd, size) // what a resize that was cut short has left
-	}
-	if err != nil {
+	if err := checkMemory(fd, size); err != nil {
 		unix.Close(fd)
 		return -1, false, fmt.Errorf("%s kept by leap-wpt: %w", name, err)
 	}
 	return fd, true, nil
+}
+
+// drop has leap-wpt forget what it keeps under name, if there is anything.
+func drop(env volume.Env, name string) error {
+	if err := env.Drop(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("having leap-wpt forget %s: %w", name, err)
+	}
+	return nil
 }
 
 // newMemory makes zeroed, sealed memory.
@@ -158,18 +190,17 @@ func sizeOf(fd int) (uint64, error) {
 // remove has leap-wpt forget the memory, with data or without: nobody else
 // could ever read it.
 func remove(env volume.Env, spec *volume.Spec, _ bool) error {
-	if err := env.Drop(keptName(spec)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("having leap-wpt forget %s: %w", keptName(spec), err)
-	}
-	return nil
+	return errors.Join(drop(env, keptName(spec)), drop(env, logName(spec)))
 }
 
 type mem struct {
-	name string // that leap-wpt knows the memory by
-	fd   int
-	info atomic.Pointer[volume.Info]
-	data atomic.Pointer[[]byte] // the latest mapping: at least Info.Size bytes
-	maps [][]byte               // all of them
+	spec    volume.Spec
+	fd      int
+	info    atomic.Pointer[volume.Info]
+	data    atomic.Pointer[[]byte] // the latest mapping: at least Info.Size bytes
+	maps    [][]byte               // all of them
+	stripes stripes
+	log     *intentLog
 }
 
 func (m *mem) Info() *volume.Info { return m.info.Load() }
@@ -177,12 +208,18 @@ func (m *mem) Info() *volume.Info { return m.info.Load() }
 // bytes returns the memory, which may be more than the volume has.
 func (m *mem) bytes() []byte { return *m.data.Load() }
 
-// Kept returns what a leap-wpt that does not know the volume yet is to keep.
-// The descriptor stays the volume's.
-func (m *mem) Kept() (name string, fd int) { return m.name, m.fd }
+// Kept returns what a leap-wpt that does not know the volume yet is to keep, by
+// name. The descriptors stay the volume's.
+func (m *mem) Kept() map[string]int {
+	return map[string]int{keptName(&m.spec): m.fd, logName(&m.spec): m.log.fd}
+}
 
 func (m *mem) Open(p *poller.Poller) (volume.Queue, error) {
-	q := &queue{m: m, p: p}
+	slot, err := m.log.enter(p)
+	if err != nil {
+		return nil, err
+	}
+	q := &queue{m: m, p: p, slot: slot}
 	q.next = q.step
 	return q, nil
 }
@@ -262,7 +299,7 @@ func (m *mem) Close() error {
 	if m.fd < 0 {
 		return nil
 	}
-	err := unix.Close(m.fd)
+	err := errors.Join(unix.Close(m.fd), m.log.close())
 	for _, data := range m.maps {
 		err = errors.Join(err, unix.Munmap(data))
 	}

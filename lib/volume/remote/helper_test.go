@@ -71,8 +71,8 @@ func newLimitedServer(t testing.TB, shape volume.Shape, limits target.Limits) *s
 			t.Error(err)
 		}
 		fabricstest.WaitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
-		// The environment keeps one for the memory.
-		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+1 })
+		// The environment keeps two: the memory and its log.
+		fabricstest.WaitFor(t, "descriptors to be closed", func() bool { return fabricstest.Descriptors(t) <= before+2 })
 	})
 	return s
 }

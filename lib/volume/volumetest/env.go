@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/disk"
 	"github.com/leapio/leapio/lib/volume"
 )
 
@@ -21,6 +22,7 @@ import (
 type Env struct {
 	Folder string       // where DataPath's files go: Folder/volumes
 	Log    *slog.Logger // nil: nobody reads it
+	On     disk.Disk    // nil: disk.OS
 
 	mu   sync.Mutex
 	kept map[string]int
@@ -41,6 +43,14 @@ func NewEnv(t testing.TB, folder string) *Env {
 
 // DataPath implements volume.Env.
 func (e *Env) DataPath(name string) string { return filepath.Join(e.Folder, "volumes", name+".img") }
+
+// Disk implements volume.Env.
+func (e *Env) Disk() disk.Disk {
+	if e.On == nil {
+		return disk.OS
+	}
+	return e.On
+}
 
 // Logger implements volume.Env.
 func (e *Env) Logger() *slog.Logger {
