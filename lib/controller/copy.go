@@ -152,6 +152,7 @@ func (c *Command) copyPiece() {
 
 // copied follows the reading of a piece, and then its writing.
 func copied(c *Command, st nvme.Status) {
+	c.worker.p.Tick() // the piece may have taken all of a turn
 	switch {
 	case st != nvme.StatusSuccess:
 		c.finish(st)

@@ -152,6 +152,7 @@ func scanned(c *Command, st nvme.Status) {
 		c.finish(st)
 		return
 	}
+	c.worker.p.Tick() // the piece may have taken all of a turn
 	if nvme.IOOpcode(c.SQE.Opcode) == nvme.IOCompare {
 		before := c.worker.p.Touch(c)
 		same := c.expects(c.worker.scratch.buf[:c.req.Length])
