@@ -144,6 +144,7 @@ func (c *Command) scanPiece() {
 		return
 	}
 	c.submitTo(c.ns, volume.Read, 0, c.off+c.step, n, c.worker.scratch.piece(n))
+	c.worker.p.Tick() // it may have taken all of a turn
 }
 
 // scanned follows the reading of a piece.
@@ -152,7 +153,6 @@ func scanned(c *Command, st nvme.Status) {
 		c.finish(st)
 		return
 	}
-	c.worker.p.Tick() // the piece may have taken all of a turn
 	if nvme.IOOpcode(c.SQE.Opcode) == nvme.IOCompare {
 		before := c.worker.p.Touch(c)
 		same := c.expects(c.worker.scratch.buf[:c.req.Length])
