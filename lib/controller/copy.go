@@ -148,6 +148,7 @@ func (c *Command) copyPiece() {
 	n := min(r.length-done, scratchSize)
 	c.then = copied
 	c.submitTo(r.ns, volume.Read, 0, r.off+done, n, c.worker.scratch.piece(n))
+	c.worker.p.Tick() // it may have taken all of a turn
 }
 
 // copied follows the reading of a piece, and then its writing.
@@ -159,6 +160,7 @@ func copied(c *Command, st nvme.Status) {
 	case c.req.Op == volume.Read:
 		n := c.req.Length
 		c.submitTo(c.ns, volume.Write, c.fua(), c.off+c.step, n, c.worker.scratch.piece(n))
+		c.worker.p.Tick()
 	default:
 		c.step += c.req.Length
 		c.copyPiece()

@@ -144,6 +144,7 @@ func (c *Command) scanPiece() {
 		return
 	}
 	c.submitTo(c.ns, volume.Read, 0, c.off+c.step, n, c.worker.scratch.piece(n))
+	c.worker.p.Tick() // it may have taken all of a turn
 }
 
 // scanned follows the reading of a piece.

@@ -6,6 +6,8 @@ package poller
 import (
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/leapio/leapio/lib/stats"
 )
 
@@ -32,6 +34,9 @@ func (p *Poller) Now() time.Duration {
 // seen work it is to date.
 func (p *Poller) Tick() {
 	p.now = p.clock()
+	if p.began == 0 {
+		p.began = p.now
+	}
 	switch {
 	case p.busy == 0:
 		p.busy = p.now
@@ -51,7 +56,24 @@ func (p *Poller) rest(now int64) {
 
 // clock reads the clock: nanoseconds since the poller started. It is the
 // monotonic one alone, which is half of what time.Now reads.
-func (p *Poller) clock() int64 { return int64(time.Since(p.started)) }
+func (p *Poller) clock() int64 {
+	if p.fake != nil {
+		return p.fake()
+	}
+	return int64(time.Since(p.started))
+}
+
+// ownTime returns how long the thread has had a processor, in nanoseconds.
+func (p *Poller) ownTime() int64 {
+	if p.fakeOwn != nil {
+		return p.fakeOwn()
+	}
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return p.clock() // no kernel is without it
+	}
+	return ts.Nano()
+}
 
 // load is what Load shows. The loop is its writer.
 type load struct{ busy, turns, sleeps stats.Counter }

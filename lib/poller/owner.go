@@ -94,15 +94,16 @@ func (p *Poller) SetFence(fd int) error {
 	return nil
 }
 
-// Add gives the poller a source to serve.
-func (p *Poller) Add(s Source) { p.sources = append(p.sources, s) }
+// Add gives the poller a source to serve, on behalf of the current share.
+func (p *Poller) Add(s Source) { p.current.Add(s) }
 
 // Remove takes a source away.
-func (p *Poller) Remove(s Source) {
-	for i, x := range p.sources {
-		if x == s {
-			// A new slice: turn may be walking the old one.
-			p.sources = append(p.sources[:i:i], p.sources[i+1:]...)
+func (p *Poller) Remove(x Source) {
+	if p.house.remove(x) {
+		return
+	}
+	for _, s := range p.shares {
+		if s.remove(x) {
 			return
 		}
 	}
@@ -136,9 +137,9 @@ func (p *Poller) Unwatch(fd int) {
 	_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 }
 
-// Defer has r run after what runs now has returned: in this turn, or in the
-// next if there is very much to run.
-func (p *Poller) Defer(r Runnable) { p.deferred = append(p.deferred, r) }
+// Defer has r run after what runs now has returned, on behalf of the current
+// share: in this turn, or in its next if there is much to run.
+func (p *Poller) Defer(r Runnable) { p.current.Defer(r) }
 
 // Touch says that what follows accesses guest memory on behalf of t, until the
 // next Touch; it returns the one before, to be restored. If the access faults,
@@ -151,7 +152,7 @@ func (p *Poller) Touch(t Toucher) Toucher {
 
 // holds reports whether addr is guest memory of a source, and notes which.
 func (p *Poller) holds(addr uintptr) bool {
-	for _, s := range p.sources {
+	for s := range p.sources {
 		if s.Holds(addr) {
 			p.faulty = s
 			return true
@@ -162,6 +163,7 @@ func (p *Poller) holds(addr uintptr) bool {
 
 // afterFault tells whom it concerns that guest memory faulted.
 func (p *Poller) afterFault() {
+	p.current = p.house
 	if t := p.touching; t != nil {
 		p.touching = nil
 		t.Faulted()

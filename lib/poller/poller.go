@@ -13,6 +13,11 @@
 //  4. operations queued on the ring are submitted with one system call, and
 //     completions reaped; their continuations run
 //
+// Sources and continuations belong to Shares: whoever competes for the poller has
+// one. While several have work, each gets a turn of its own of steps 2 and 3, and
+// of the system call, and the time of those turns is what they share; see
+// share.go.
+//
 // When a turn finds nothing, the poller spins for a moment, then arms every
 // source (so that the next event wakes it), looks once more and sleeps in
 // epoll. Everything a poller owns is used by its goroutine only: no locks.
@@ -104,6 +109,7 @@ const (
 // Source is what a poller serves. All methods are called on the poller.
 type Source interface {
 	// Poll serves what is ready, at most a batch, and returns how much it did.
+	// Between two things of some length it asks Spent whether to go on.
 	Poll() int
 	// Arm prepares for sleep: it asks for notification of the next work and
 	// says whether one will come.
@@ -148,18 +154,20 @@ type Poller struct {
 	sleeping atomic.Bool
 	stopping bool
 	started  time.Time
+	fake     func() int64 // the clock of a test; nil: there is none
+	fakeOwn  func() int64 // and its ownTime
 	load     load
 
 	// Owned by the loop.
 	ring     *uring.Ring
-	noRing   error // why there is no ring
-	sources  []Source
+	noRing   error    // why there is no ring
+	house    *Share   // of what serves nobody in particular; not among shares
+	shares   []*Share // of those who have equal parts
+	current  *Share
 	mode     Mode // in force now; see Prefer
 	wants    [Interrupt + 1]int
 	batch    []func() // the inbox being run, from next on
 	next     int
-	deferred []Runnable
-	runNext  int
 	touching Toucher
 	faulty   Source // whose memory faulted
 	idle     int64  // since when there was no work, as Now; 0 while there is
@@ -169,16 +177,34 @@ type Poller struct {
 	stop     bool
 	now      int64 // see Now; 0: to be read
 	busy     int64 // since when there has been work, as Now; 0: there was none, or none that asked
-	events   [64]unix.EpollEvent
-	woken    [8]byte // read from wake
+
+	// How time is shared; see Share.
+	worker  *Share // that had work last
+	rivals  int    // not 0: time is measured, for as many of its turns
+	floor   int64  // least that one has had of those that have work; others begin with it
+	began   int64  // of the turn, as Now; 0: it has done nothing yet
+	leveled int64  // when the last pass ended, as Now
+	asked   int64  // when ownTime was asked for, as Now; 0: not since the last sleep
+	own     int64  // what it was
+
+	events [64]unix.EpollEvent
+	woken  [8]byte // read from wake
 }
 
 // one is what is written to an eventfd.
 var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
+// newPoller returns a poller whose loop does not run.
+func newPoller(cfg Config) *Poller {
+	p := &Poller{cfg: cfg, mode: cfg.Mode, done: make(chan struct{}), started: time.Now()}
+	p.house = &Share{p: p}
+	p.current = p.house
+	return p
+}
+
 // Start makes a poller and starts its loop.
 func Start(cfg Config) (*Poller, error) {
-	p := &Poller{cfg: cfg, mode: cfg.Mode, done: make(chan struct{}), started: time.Now()}
+	p := newPoller(cfg)
 	var err error
 	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("starting poller %s: epoll: %w", cfg.Name, err)
@@ -288,11 +314,8 @@ func (p *Poller) loop() {
 // turn does what there is to do now and returns how much it was.
 func (p *Poller) turn() int {
 	n := p.runInbox()
-	for i := 0; i < len(p.sources); i++ {
-		p.now = 0
-		n += p.sources[i].Poll()
-	}
-	n += p.runDeferred()
+	n += p.house.poll() + p.house.runDeferred()
+	n += p.pass()
 	if p.ring != nil {
 		if p.ring.Queued() > 0 {
 			_, err := p.ring.Submit()
@@ -301,7 +324,10 @@ func (p *Poller) turn() int {
 		if p.ring.InFlight() > 0 {
 			m, err := p.ring.Reap(maxInFlight)
 			p.check(err)
-			n += m + p.runDeferred()
+			n += m
+			if p.rivals == 0 {
+				n += p.runAll()
+			}
 		}
 	}
 	return n
@@ -340,11 +366,11 @@ func (p *Poller) spin() bool {
 func (p *Poller) sleep() {
 	p.sleeping.Store(true)
 	defer p.sleeping.Store(false)
-	if p.posted.Load() || len(p.deferred) > 0 || p.ring != nil && p.ring.Queued() > 0 {
+	if p.posted.Load() || p.unfinished() || p.ring != nil && p.ring.Queued() > 0 {
 		return
 	}
 	wake := WakeEvent
-	for _, s := range p.sources {
+	for s := range p.sources {
 		wake = max(wake, s.Arm())
 	}
 	var timeout *unix.Timespec
@@ -357,6 +383,7 @@ func (p *Poller) sleep() {
 		timeout = &ts
 	}
 	p.load.sleeps.Add(1)
+	p.asked = 0
 	began := p.clock()
 	var n int
 	var err error
@@ -400,24 +427,5 @@ func (p *Poller) runInbox() int {
 		f()
 		n++
 	}
-	return n
-}
-
-// runDeferred runs continuations until there are none, or as many as one turn
-// may: what they defer in turn may never end.
-func (p *Poller) runDeferred() int {
-	n := 0
-	for p.runNext < len(p.deferred) && n < maxDeferred {
-		r := p.deferred[p.runNext]
-		p.runNext++ // first: r may fault
-		if n%clockStep == 0 {
-			p.now = 0
-		}
-		r.Run()
-		n++
-	}
-	left := copy(p.deferred, p.deferred[p.runNext:])
-	clear(p.deferred[left:])
-	p.deferred, p.runNext = p.deferred[:left], 0
 	return n
 }

@@ -248,8 +248,8 @@ func TestRemove(t *testing.T) {
 	do(t, p, func() { p.Add(first); p.Add(r); p.Add(last) })
 	do(t, p, func() {})
 	do(t, p, func() {
-		if len(p.sources) != 1 || p.sources[0] != Source(last) {
-			t.Errorf("%d sources are left, want the last alone", len(p.sources))
+		if left := slices.Collect(p.sources); len(left) != 1 || left[0] != Source(last) {
+			t.Errorf("%d sources are left, want the last alone", len(left))
 		}
 	})
 	before := first.polls.Load()
@@ -306,7 +306,7 @@ func TestDefer(t *testing.T) {
 		t.Errorf("the stack was %d calls deep", n)
 	}
 	do(t, p, func() {
-		if n := cap(p.deferred); n > 4*maxDeferred {
+		if n := cap(p.house.deferred); n > 4*maxDeferred {
 			t.Errorf("the list of continuations has grown to %d", n)
 		}
 	})

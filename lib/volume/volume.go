@@ -74,7 +74,7 @@ type Request struct {
 	// Scratch is the volume's own, from Submit to Complete.
 	Scratch [2]uint64
 
-	poller *poller.Poller
+	share *poller.Share // on whose behalf it is
 }
 
 // Owner is told the end of its requests.
@@ -85,13 +85,17 @@ type Owner interface {
 }
 
 // Begin is called by a queue at the head of Submit: the request will end on p.
-func (r *Request) Begin(p *poller.Poller) { r.poller = p }
+func (r *Request) Begin(p *poller.Poller) { r.share = p.Current() }
+
+// Enter begins work on behalf of whom the request is for, outside of his turns;
+// see poller.Share.Enter.
+func (r *Request) Enter() poller.Visit { return r.share.Enter() }
 
 // Complete ends the request with st: a queue calls it exactly once per Submit,
 // on the request's poller, also from within Submit.
 func (r *Request) Complete(st nvme.Status) {
 	r.Status = st
-	r.poller.Defer(r)
+	r.share.Defer(r)
 }
 
 // Run implements poller.Runnable.

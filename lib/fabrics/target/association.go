@@ -368,6 +368,9 @@ func (a *association) leave() {
 	}
 	for i := range a.accounts {
 		a.accounts[i].close() // nothing of it is used any more
+		if s := a.accounts[i].share; s != nil {
+			_ = a.t.cfg.Pollers[i].Post(s.Close)
+		}
 	}
 	a.t.mu.Lock()
 	delete(a.t.associations, a)

@@ -236,8 +236,10 @@ func (q *queue) joined(c *command, a *association, ctrl *controller.Controller, 
 		c.finish(nvme.StatusAbortedSQDeletion)
 		return
 	}
-	var err error
-	if q.worker, err = ctrl.Worker(q.on.p); err != nil {
+	visit := a.accounts[q.on.index].on(q.on.p).Enter()
+	worker, err := ctrl.Worker(q.on.p)
+	visit.Leave()
+	if q.worker = worker; err != nil {
 		q.l.seldom("I/O queue cannot be made", "host", a.hostNQN, "queue", r.QID, "err", err)
 		c.finish(nvme.StatusInternalError)
 		q.conn.Finish(errAssociationEnded)
@@ -251,6 +253,7 @@ func (q *queue) accept(c *command, a *association, r request) {
 	q.a, q.id, q.owner = a, r.QID, a.id
 	if a.discovery == nil {
 		q.account, q.stats = &a.accounts[q.on.index], stats.NewSet()
+		q.conn.Share = q.account.on(q.on.p)
 		q.conn.Widen()
 	}
 	q.noFlow = r.CATTR&fabrics.CATTRNoFlowControl != 0

@@ -443,7 +443,7 @@ func TestEvents(t *testing.T) {
 
 // TestClose: the end of a listener ends what is in flight, and nothing of it is used afterwards.
 func TestClose(t *testing.T) {
-	f := start(t, Limits{Patience: 100 * time.Millisecond})
+	f := start(t, Limits{Patience: 10 * time.Second})
 	admin := f.enabled(t, fabricstest.Options{})
 	q := f.io(t, admin, fabricstest.Options{}, 1, 0)
 	for range 16 {

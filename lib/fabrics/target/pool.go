@@ -28,8 +28,10 @@ type buffer struct {
 	owner   uint64 // queue.owner of the one that used it last
 }
 
-// account is what one association holds of the memory of a poller, or all connections that belong to none.
+// account is what one association has of a poller, or all connections that belong to none: its memory, and its time.
 type account struct {
+	share *poller.Share // made when it is first wanted
+
 	held        int      // bytes of the pool
 	first, last *command // those that wait, oldest first
 
@@ -64,6 +66,14 @@ func (a *account) remove(c *command) {
 		c.after.before = c.before
 	}
 	c.before, c.after = nil, nil
+}
+
+// on returns the account's share of its poller.
+func (a *account) on(p *poller.Poller) *poller.Share {
+	if a.share == nil {
+		a.share = p.NewShare()
+	}
+	return a.share
 }
 
 // close gives the memory back that is its own; no command uses it.
@@ -211,7 +221,7 @@ func (l *pool) get(c *command) bool {
 func (l *pool) serve() {
 	if len(l.turns) > 0 && !l.queued {
 		l.queued = true
-		l.p.Defer(l)
+		l.p.House().Defer(l)
 	}
 }
 
@@ -244,7 +254,9 @@ func (l *pool) Run() {
 		if a.first != nil {
 			l.turns = append(l.turns, a)
 		}
+		visit := a.share.Enter()
 		c.granted()
+		visit.Leave()
 		i = 0 // others may have come or gone
 	}
 }

@@ -99,6 +99,7 @@ func (q *queue) begin(fd int) {
 		return
 	}
 	q.conn = conn
+	conn.Share = q.account.on(q.on.p)
 	q.on.queues[q] = true
 	if q.unwanted {
 		conn.Close(errNoRoom)

@@ -150,7 +150,10 @@ func newShard(index int, p *poller.Poller, limits Limits) (*shard, error) {
 // stop ends what start began; there are no connections.
 func (t *Target) stop() {
 	for _, s := range t.shards {
-		_ = s.p.Do(s.set.Close)
+		_ = s.p.Do(func() {
+			s.set.Close()
+			s.strangers.on(s.p).Close()
+		})
 		s.sweeper.Stop()
 		s.pool.close()
 	}

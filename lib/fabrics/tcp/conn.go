@@ -13,6 +13,7 @@ import (
 
 	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/poller"
 )
 
 // Handler is told what a connection receives, on its poller.
@@ -46,6 +47,8 @@ const (
 type Conn struct {
 	// In and Out are the framings of what is received and sent. The handler changes them when the connection has been initialized.
 	In, Out fabrics.Framing
+	// Share is on whose behalf the poller works for the connection: nobody's, unless the handler changes it.
+	Share *poller.Share
 
 	set      *Set
 	fd       int
@@ -54,8 +57,8 @@ type Conn struct {
 	gen      int32
 	readable bool
 	writable bool
-	queued   bool // in set.ready
-	dirty    bool // in set.dirty
+	in       input
+	out      output
 	closed   bool
 	shut     bool // nothing more is sent after what is queued, and what is received is dropped
 	half     bool // our direction is closed
@@ -66,6 +69,7 @@ type Conn struct {
 	// What is received: buf[r:w] has not been looked at.
 	buf     []byte
 	r, w    int
+	behind  bool // not because there is nothing more: others want the poller, too
 	stage   stage
 	checked bool // frame is that of the header in the buffer
 	frame   fabrics.Frame
@@ -81,26 +85,31 @@ type Conn struct {
 	term        Out
 }
 
-// receive reads and handles PDUs, until there is nothing more or as much as budget.
-func (c *Conn) receive(budget int) (done int) {
-	for c.readable && !c.closed {
-		if done >= budget {
-			c.set.queue(c)
-			return done
+// receive reads and handles PDUs, until there is nothing more or as much as budget, or others want the poller.
+func (c *Conn) receive(budget int) {
+	for done := 0; (c.readable || c.behind) && !c.closed; {
+		if done >= budget || done > 0 && c.set.p.Spent() {
+			c.set.more = append(c.set.more, c)
+			return
+		}
+		if c.behind {
+			done++
+			c.parse()
+			continue
 		}
 		n, err := c.read()
 		switch {
 		case err == unix.EAGAIN:
 			c.readable = false
-			return done
+			return
 		case err == unix.EINTR:
 			continue
 		case err != nil:
 			c.Close(fmt.Errorf("receiving: %w", err))
-			return done
+			return
 		case n == 0:
 			c.Close(io.EOF)
-			return done
+			return
 		}
 		done += n
 		if c.shut {
@@ -111,7 +120,6 @@ func (c *Conn) receive(budget int) (done int) {
 		c.moved = c.set.p.Now()
 		c.parse()
 	}
-	return done
 }
 
 // read reads what comes next: data to where it goes, and what follows into the buffer.
@@ -158,7 +166,8 @@ func (c *Conn) placed(n uint64) {
 
 // parse handles what is in the buffer.
 func (c *Conn) parse() {
-	for !c.closed && !c.shut {
+	c.behind = false
+	for n := 1; !c.closed && !c.shut; n++ {
 		more := false
 		switch c.stage {
 		case header:
@@ -169,6 +178,10 @@ func (c *Conn) parse() {
 			more = c.parseDigest()
 		}
 		if !more {
+			return
+		}
+		if n%parseStep == 0 && c.set.p.Spent() {
+			c.behind = true
 			return
 		}
 	}
@@ -316,7 +329,7 @@ func (c *Conn) Close(err error) {
 	// To close it is not enough where the socket has another descriptor: the set would go on with this one, and refuse it if it came again.
 	_ = unix.EpollCtl(c.set.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // it is in there
 	unix.Close(c.fd)
-	c.set.p.Defer(c)
+	c.Share.Defer(c)
 }
 
 // Run implements poller.Runnable: it tells of the end.

@@ -27,8 +27,10 @@ import (
 const (
 	// eventBatch is how many connections are looked at in one turn.
 	eventBatch = 64
-	// turnBytes is how much is read from one connection in one turn, so that it cannot keep the poller from its neighbours.
+	// turnBytes is how much is read from one connection at once, so that it cannot keep the poller from its neighbours.
 	turnBytes = 512 << 10
+	// parseStep is how many PDUs are handled by one reading of the clock while others want the poller, too.
+	parseStep = 8
 	// bufferSize is the receive buffer of a connection: what one read takes of small PDUs.
 	bufferSize = 16 << 10
 	// narrowBuffer is that of one which has not been widened: enough for any header with its digest.
@@ -45,11 +47,8 @@ type Set struct {
 	free    []int32
 	gen     int32
 	count   int
-	ready   []*Conn // with something to read
-	spare   []*Conn
-	dirty   []*Conn // with something to write
-	flush   flusher
-	stirred func() // see OnStir
+	more    []*Conn // that have been read from as much as may be at once
+	stirred func()  // see OnStir
 	events  [eventBatch]unix.EpollEvent
 	iovecs  [maxIovecs]unix.Iovec
 	message message
@@ -62,13 +61,12 @@ func NewSet(p *poller.Poller) (*Set, error) {
 		return nil, fmt.Errorf("making an epoll set for connections: %w", err)
 	}
 	s := &Set{p: p, epoll: epoll}
-	s.flush.s = s
 	// The outer set reports every event that the inner one gets: an edge is never lost between a look and the poller's sleep.
 	if err := p.Watch(epoll); err != nil {
 		unix.Close(epoll)
 		return nil, err
 	}
-	p.Add(s)
+	p.House().Add(s)
 	return s, nil
 }
 
@@ -85,7 +83,8 @@ func (s *Set) Len() int { return s.count }
 // Add takes a non-blocking socket, which is the set's from now on, also after an error. in and out are the framings before the connection
 // is initialized; h is told what arrives.
 func (s *Set) Add(fd int, in, out fabrics.Framing, h Handler) (*Conn, error) {
-	c := &Conn{set: s, fd: fd, h: h, In: in, Out: out, buf: make([]byte, narrowBuffer), moved: s.p.Now()}
+	c := &Conn{Share: s.p.House(), set: s, fd: fd, h: h, In: in, Out: out, buf: make([]byte, narrowBuffer), moved: s.p.Now()}
+	c.in.c, c.out.c = c, c
 	if n := len(s.free); n > 0 {
 		c.slot, s.free = s.free[n-1], s.free[:n-1]
 	} else {
@@ -118,27 +117,15 @@ func (s *Set) stir() {
 	}
 }
 
-// Poll implements poller.Source.
+// Poll implements poller.Source: it notes which connections have something to read or room to write.
 func (s *Set) Poll() int {
-	if s.count == 0 {
+	for _, c := range s.more {
+		s.queue(c)
+	}
+	clear(s.more)
+	if s.more = s.more[:0]; s.count == 0 {
 		return 0
 	}
-	n := s.look()
-	list := s.ready
-	s.ready, s.spare = s.spare[:0], list
-	if len(list) > 0 {
-		s.stir()
-	}
-	for _, c := range list {
-		c.queued = false
-		n += c.receive(turnBytes)
-	}
-	clear(list)
-	return n
-}
-
-// look notes which connections have something to read or room to write.
-func (s *Set) look() int {
 	n := epollLook(s.epoll, s.events[:])
 	for i := range s.events[:n] {
 		ev := &s.events[i]
@@ -158,50 +145,54 @@ func (s *Set) look() int {
 	return n
 }
 
-// queue has c read in the next Poll.
+// queue has c read in a turn of its share.
 func (s *Set) queue(c *Conn) {
-	if !c.queued && !c.closed {
-		c.queued = true
-		s.ready = append(s.ready, c)
+	if c.in.queued || c.closed {
+		return
 	}
+	s.stir()
+	c.in.queued = true
+	c.Share.Defer(&c.in)
+}
+
+// input reads what a connection receives.
+type input struct {
+	c      *Conn
+	queued bool
+}
+
+// Run implements poller.Runnable.
+func (in *input) Run() {
+	in.queued = false
+	in.c.receive(turnBytes)
 }
 
 // write has what c is to send written when what runs now has returned.
 func (s *Set) write(c *Conn) {
-	if c.dirty || c.closed || c.first == nil && !c.shut {
+	if c.out.queued || c.closed || c.first == nil && !c.shut {
 		return
 	}
 	s.stir()
-	c.dirty = true
-	s.dirty = append(s.dirty, c)
-	if !s.flush.deferred {
-		s.flush.deferred = true
-		s.p.Defer(&s.flush)
-	}
+	c.out.queued = true
+	c.Share.Defer(&c.out)
 }
 
-// flusher writes what has been queued. Deferred by the first Out, it runs after the continuations that were deferred before: their
-// results go into the same writes.
-type flusher struct {
-	s        *Set
-	deferred bool
+// output writes what has been queued on a connection. Deferred by the first Out, it runs after the continuations that were deferred before:
+// their results go into the same write.
+type output struct {
+	c      *Conn
+	queued bool
 }
 
 // Run implements poller.Runnable.
-func (f *flusher) Run() {
-	f.deferred = false
-	for i := 0; i < len(f.s.dirty); i++ {
-		c := f.s.dirty[i]
-		c.dirty = false
-		c.send()
-	}
-	clear(f.s.dirty)
-	f.s.dirty = f.s.dirty[:0]
+func (out *output) Run() {
+	out.queued = false
+	out.c.send()
 }
 
 // Arm implements poller.Source.
 func (s *Set) Arm() poller.Wake {
-	if len(s.ready) > 0 {
+	if len(s.more) > 0 {
 		return poller.WakeNow
 	}
 	return poller.WakeEvent

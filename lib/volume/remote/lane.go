@@ -256,7 +256,7 @@ func (l *lane) pick() *wire {
 func (l *lane) look() {
 	if !l.kicked && !l.ended {
 		l.kicked = true
-		l.p.Defer(l)
+		l.p.House().Defer(l)
 	}
 }
 

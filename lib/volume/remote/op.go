@@ -123,9 +123,7 @@ func (o *op) compose(n uint64) {
 	case volume.Write:
 		rw.Put(e)
 		e.Opcode, o.command.Data = uint8(nvme.IOWrite), o.buffer[:n]
-		before := l.p.Touch(o)
-		o.copy(true)
-		l.p.Touch(before)
+		o.access(true)
 	case volume.WriteZeroes:
 		if l.a.ns.zeroes == 0 {
 			rw.Put(e)
@@ -145,6 +143,16 @@ func (o *op) compose(n uint64) {
 	case volume.Flush:
 		e.Opcode = uint8(nvme.IOFlush)
 	}
+}
+
+// access is copy, on behalf of whom the request is for: what serves the lane
+// serves nobody in particular.
+func (o *op) access(fromGuest bool) {
+	visit := o.request.Enter()
+	before := o.l.p.Touch(o)
+	o.copy(fromGuest) // it may fault
+	o.l.p.Touch(before)
+	visit.Leave()
 }
 
 // copy copies between the op's data and the request's memory.
@@ -203,9 +211,7 @@ func (o *op) Run() {
 		o.a = nil
 		l.lost = append(l.lost, o)
 	case c.Status.Code() == nvme.StatusSuccess && o.request.Op == volume.Read:
-		before := l.p.Touch(o)
-		o.copy(false)
-		l.p.Touch(before)
+		o.access(false)
 		o.end(nvme.StatusSuccess)
 	case c.Status.Code() == nvme.StatusSuccess:
 		o.end(nvme.StatusSuccess)

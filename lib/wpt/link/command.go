@@ -102,6 +102,7 @@ func (c *command) translate(n uint32, dir controller.Direction) error {
 	if c.lane.port.relayed {
 		return c.copyData(ranges, n, dir)
 	}
+	c.lane.moved += int(n)
 	segs, err := view.Translate(c.inline[:0], ranges, prot)
 	if err == dma.ErrTooLong {
 		c.long = c.lane.borrow()

@@ -16,9 +16,14 @@ import (
 )
 
 const (
-	// batch is the most commands fetched from a queue in one turn, so that a
-	// busy guest cannot keep the poller from its neighbours.
-	batch = 64
+	// fewest and most commands are fetched from a queue at once while others want
+	// the poller, too: by fewest, a fused pair comes as a whole. They move some
+	// piece bytes, going by those before them, which takes a few microseconds.
+	fewest, most = 2, 16
+	piece        = 32 << 10
+	// batch is the most that are fetched while nobody does, and as much more in
+	// proportion.
+	batch = 4 * most
 	// ringDeadline is how long a ring may stay unmapped while the controller
 	// is enabled. Firmware does it for a moment.
 	ringDeadline = 10 * time.Second
@@ -38,6 +43,7 @@ type queue struct {
 type completions struct {
 	*qpair.CQ
 	sqs    []*queue
+	turn   int // of sqs: whose turn it is
 	broken bool
 	held   int       // published entries that wait for others before they interrupt
 	due    time.Time // when they interrupt at the latest
@@ -48,12 +54,16 @@ type completions struct {
 type lane struct {
 	port   *Port
 	p      *poller.Poller
+	share  *poller.Share
 	gen    uint64 // reset generation of its queues
 	view   *dma.View
 	ctrl   *controller.Controller
 	worker *controller.Worker
 
 	cqs     []*completions
+	turn    int // of cqs: whose turn it is
+	moved   int // bytes of commands since the last fetch
+	few     int // commands to fetch at once while others want the poller
 	running int // commands in execution, parked and pending ones included
 	parked  []*command
 	all     []*command // every record there is; those with a queue are in execution
@@ -75,19 +85,27 @@ type lane struct {
 
 // newLane makes a lane without queues and has its poller serve it.
 func (p *Port) newLane(on *poller.Poller, gen uint64, ctrl *controller.Controller) *lane {
-	l := &lane{port: p, p: on, gen: gen, ctrl: ctrl, slots: make([]uint16, 0, batch)}
+	l := &lane{port: p, p: on, share: on.NewShare(), gen: gen, ctrl: ctrl, slots: make([]uint16, 0, batch), few: most}
 	l.view = p.space.NewView(func(f func()) { l.post(f) }, l.changed)
-	on.Add(l)
+	l.share.Add(l)
 	on.Prefer(p.pollMode(on), 1)
 	return l
+}
+
+// newWorker opens the controller's namespaces on the lane's poller.
+func (l *lane) newWorker() (*controller.Worker, error) {
+	defer l.share.Enter().Leave()
+	return l.ctrl.Worker(l.p)
 }
 
 // post runs f on the lane's poller. Pollers stop only after their lanes have
 // ended, so that f is never lost.
 func (l *lane) post(f func()) {
-	if err := l.p.Post(f); err != nil {
-		panic("link: " + l.p.Name() + " stopped under a port: " + err.Error())
-	}
+	post(l.p, func() {
+		visit := l.share.Enter()
+		f() // it may fault, which ends the visit
+		visit.Leave()
+	})
 }
 
 // Poll implements poller.Source.
@@ -96,16 +114,28 @@ func (l *lane) Poll() int {
 		return 0
 	}
 	n := 0
-	for _, cq := range l.cqs {
+	for range l.cqs {
+		cq := l.cqs[l.turn]
+		if l.turn++; l.turn == len(l.cqs) {
+			l.turn = 0
+		}
 		n += l.publish(cq)
 		if l.stopping {
 			continue
 		}
-		for _, q := range cq.sqs {
+		for range cq.sqs {
+			q := cq.sqs[cq.turn]
+			if cq.turn++; cq.turn == len(cq.sqs) {
+				cq.turn = 0
+			}
+			k := 0
 			if q.ID == 0 {
-				n += l.fetchAdmin(q)
+				k = l.fetchAdmin(q)
 			} else {
-				n += l.fetch(q)
+				k = l.fetch(q)
+			}
+			if n += k; k > 0 && l.p.Spent() {
+				return n // the next queue is the first of the next turn
 			}
 		}
 	}
@@ -137,10 +167,19 @@ func (l *lane) adminBusy(q *queue) bool {
 
 // fetch takes new commands of an I/O queue and executes them.
 func (l *lane) fetch(q *queue) int {
-	slots := l.newCommands(q, l.slots[:0])
+	room := l.few
+	if !l.p.Contended() {
+		room *= batch / most
+	}
+	slots := l.newCommands(q, l.slots[:0:room])
+	if len(slots) == 0 {
+		return 0
+	}
+	l.moved = 0
 	for _, slot := range slots {
 		l.execute(q, slot)
 	}
+	l.few = min(max(fewest, piece*len(slots)/max(l.moved, 1)), most)
 	return len(slots)
 }
 
@@ -501,4 +540,5 @@ func (l *lane) end() {
 	l.view.Close()
 	l.p.Prefer(l.port.pollMode(l.p), -1)
 	l.p.Remove(l)
+	l.share.Close()
 }

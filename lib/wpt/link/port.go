@@ -343,7 +343,7 @@ func (p *Port) adminLane(on *poller.Poller, sub *controller.Subsystem, qs *queue
 	}
 	l := p.newLane(on, qs.gen, ctrl)
 	l.admin = true
-	if l.worker, err = ctrl.Worker(on); err == nil && adopt {
+	if l.worker, err = l.newWorker(); err == nil && adopt {
 		err = l.restore()
 	}
 	if err != nil {

@@ -37,7 +37,7 @@ func (s *queues) on(p *poller.Poller, then func(*lane, error)) {
 	admin := s.admin
 	post(p, func() {
 		l := s.port.newLane(p, s.gen, admin.ctrl)
-		worker, err := admin.ctrl.Worker(p)
+		worker, err := l.newWorker()
 		if err != nil {
 			l.end()
 			l = nil
@@ -272,7 +272,7 @@ func (s *queues) stop(publish bool, done func()) {
 // addCQ serves the completion queue of a valid page.
 func (l *lane) addCQ(qid uint16) *completions {
 	cq := &completions{CQ: qpair.NewCQ(qid, &l.port.state.Page.CQ[qid], l.view, l.port.bells.Page)}
-	l.cqs = append(l.cqs, cq)
+	l.cqs, l.turn = append(l.cqs, cq), 0
 	l.bindShadow()
 	return cq
 }
@@ -299,7 +299,7 @@ func (l *lane) deleteSQ(qid uint16, done func()) {
 			drained := func() {
 				defer func() { // publishing may fault
 					cq.Forget(q.SQ)
-					cq.sqs = append(cq.sqs[:i:i], cq.sqs[i+1:]...)
+					cq.sqs, cq.turn = append(cq.sqs[:i:i], cq.sqs[i+1:]...), 0
 					l.port.state.Page.SQ[qid].Delete()
 					done()
 				}()
@@ -325,7 +325,7 @@ func (l *lane) deleteCQ(qid uint16) nvme.Status {
 		if len(cq.sqs) > 0 {
 			return nvme.StatusInvalidQueueDeletion | nvme.StatusDNR
 		}
-		l.cqs = append(l.cqs[:i:i], l.cqs[i+1:]...)
+		l.cqs, l.turn = append(l.cqs[:i:i], l.cqs[i+1:]...), 0
 		l.port.state.Page.CQ[qid].Delete()
 		return nvme.StatusSuccess
 	}
