@@ -200,6 +200,7 @@ func (r *Runtime) run(ctx context.Context) error {
 	r.target = r.newTarget()
 
 	r.beginSetup()
+	err = pid.Ready() // before anybody is answered: who knows of this runtime finds its pid
 	server := api.NewServer(r.mux())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(control) }()
@@ -207,7 +208,6 @@ func (r *Runtime) run(ctx context.Context) error {
 	go func() { defer close(linked); r.keepLink(ctx, first) }()
 	go r.keepListeners(ctx)
 	var setup sync.WaitGroup
-	err = pid.Ready()
 	if err == nil {
 		setup.Go(func() { r.makeSetup(ctx) })
 		r.log.Info("ready", "socket", socket, "pollers", len(r.pollers))
