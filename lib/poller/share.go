@@ -353,7 +353,7 @@ func (p *Poller) level(held, nothing bool) {
 			s.used = max(s.used, p.floor) + waited
 			s.idled += waited
 			if held && max(s.think, s.idled) > turn/2 {
-				s.leave(s.idled > turn/2)
+				s.leave(turn)
 				continue
 			}
 		}
@@ -368,13 +368,14 @@ func (p *Poller) level(held, nothing bool) {
 
 // leave has nobody wait for the share until its next turn: it was in vain, which
 // may happen to a guest that has no processor for a moment, or would be, which is
-// tried again now and then.
-func (s *Share) leave(vain bool) {
+// tried again now and then. turn is what others are held back for.
+func (s *Share) leave(turn int64) {
 	s.state = away
-	if vain {
+	if s.idled > turn/2 {
 		s.think += (2*s.idled - s.think) / 4
 	} else {
-		s.think -= s.think / 64
+		s.think = min(s.think, turn)
+		s.think -= s.think / 32
 	}
 }
 
