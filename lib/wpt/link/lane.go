@@ -21,9 +21,8 @@ const (
 	// piece bytes, going by those before them, which takes a few microseconds.
 	fewest, most = 2, 16
 	piece        = 32 << 10
-	// batch is the most that are fetched while nobody does, and as much more in
-	// proportion.
-	batch = 4 * most
+	// batch is the most that are fetched while nobody does.
+	batch = 64
 	// ringDeadline is how long a ring may stay unmapped while the controller
 	// is enabled. Firmware does it for a moment.
 	ringDeadline = 10 * time.Second
@@ -169,7 +168,7 @@ func (l *lane) adminBusy(q *queue) bool {
 func (l *lane) fetch(q *queue) int {
 	room := l.few
 	if !l.p.Contended() {
-		room *= batch / most
+		room = batch
 	}
 	slots := l.newCommands(q, l.slots[:0:room])
 	if len(slots) == 0 {
