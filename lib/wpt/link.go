@@ -206,18 +206,10 @@ func (b *Broker) admit(name string, conn *net.UnixConn, link *qpair.Link) (admit
 		return nil, unix.EMFILE
 	}
 	defer unix.Close(write)
-	status := b.register(rt)
+	status := b.register(rt, write)
 	if status == 0 {
-		// From here on only the runtime has the write end: the message's copy
-		// is closed when it has been sent.
 		b.note()
-		m := qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Gen: rt.epoch}
-		if err := rt.out.add(m, nil, write); err == nil {
-			return rt, 0
-		}
-		b.unregister(rt)
-		b.note()
-		status = unix.EMFILE
+		return rt, 0
 	}
 	rt.fence.Close()
 	b.files.close(rt.fenceFD)
@@ -243,8 +235,10 @@ func (rt *runtime) makeFence() (write int, err error) {
 	return pipe[1], nil
 }
 
-// register waits until no other runtime has the name, and takes it.
-func (b *Broker) register(rt *runtime) unix.Errno {
+// register waits until no other runtime has the name, and takes it. The welcome,
+// with the write end of the fence, is what the runtime is told first: nobody
+// finds it before.
+func (b *Broker) register(rt *runtime, fence int) unix.Errno {
 	for {
 		b.linkMu.Lock()
 		before := b.runtimes[rt.name]
@@ -253,10 +247,16 @@ func (b *Broker) register(rt *runtime) unix.Errno {
 			return unix.ESHUTDOWN
 		}
 		if before == nil {
+			defer b.linkMu.Unlock()
 			b.epoch++
 			rt.epoch = b.epoch
+			// From here on only the runtime has the write end: the message's copy is
+			// closed when it has been sent.
+			m := qpair.Message{Kind: qpair.MsgWelcome, Version: qpair.LinkVersion, Gen: rt.epoch}
+			if err := rt.out.add(m, nil, fence); err != nil {
+				return unix.EMFILE
+			}
 			b.runtimes[rt.name] = rt
-			b.linkMu.Unlock()
 			return 0
 		}
 		b.linkMu.Unlock()

@@ -126,6 +126,35 @@ func TestAttachTable(t *testing.T) {
 	}
 }
 
+// TestWelcomeFirst: a runtime that waits for the one before it is welcomed before
+// it hears of a port, which is free at the same moment.
+func TestWelcomeFirst(t *testing.T) {
+	b := startBroker(t, testPaths(t), quick)
+	for i := range 8 {
+		addPort(t, b, api.PortSpec{Name: fmt.Sprintf("vm%d", i), Subsystem: "s1"})
+	}
+	link, _, fence := connect(t, b, api.DefaultRuntime)
+	for range 100 {
+		link.Close() // lost, but not gone
+		eventually(t, "the end of the link", func() bool { return b.runtime(api.DefaultRuntime) == nil })
+		next := make(chan func(), 1)
+		go func() {
+			set := func() {}
+			defer func() { next <- set }() // also if there is no welcome
+			l, _, fds := connect(t, b, api.DefaultRuntime)
+			set = func() { link, fence = l, fds }
+		}()
+		time.Sleep(time.Millisecond) // most likely it waits
+		qpair.CloseFDs(fence)
+		(<-next)()
+		if t.Failed() {
+			return
+		}
+	}
+	link.Close()
+	qpair.CloseFDs(fence)
+}
+
 // TestResetWithoutGone: a function reset is answered in time also while a dead
 // runtime may still write, and EN refused until it is gone.
 func TestResetWithoutGone(t *testing.T) {

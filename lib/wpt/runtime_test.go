@@ -75,6 +75,9 @@ func connect(t testing.TB, b *Broker, name string) (*qpair.Link, qpair.Message, 
 	if err != nil {
 		t.Fatal(err)
 	}
+	if welcome.Kind != qpair.MsgWelcome {
+		t.Fatalf("the first message is %v", welcome.Kind)
+	}
 	return link, welcome, fds
 }
 
