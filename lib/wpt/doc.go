@@ -25,11 +25,13 @@
 //	kept.go     files that runtimes leave in our care
 //	outbox.go   messages to a runtime, in order, never blocking the sender
 //	broker.go   all ports and runtimes; the state file
-//	api.go      the control API
+//	tables.go   what a program that follows has to know, table.go where it is kept, and
+//	files.go    the open files that go with it
+//	api.go      the control API; metrics.go what is counted, limits.go what is bounded
 //	qemu.go     QEMU's arguments for a port
 //	run.go      the daemon
 //	upgrade.go  another program for the same process: whether it can take over,
-//	handover.go what it gets,
+//	inherit.go  what it gets,
 //	leave.go    how this one stops, and
 //	restore.go  how the other one goes on
 //
@@ -43,6 +45,6 @@
 // command is answered within 5 s.
 //
 // Broker.admin serialises changes of the configuration. A port's mu guards the
-// port. Broker.mu, Broker.linkMu and an outbox's mu are held for moments and
-// nothing is locked under them.
+// port. Broker.mu, Broker.linkMu and an outbox's mu are held for moments, and
+// nothing is locked under them but an outbox's under linkMu.
 package wpt
