@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -19,6 +20,9 @@ const (
 	// bytes: one system call takes many small messages out of it. The sender's
 	// buffer holds several times as many, overhead included.
 	consumeBatch = 1 << 10
+	// consumeLate is the same for who has carried out a command, when its reader
+	// has nothing to do.
+	consumeLate = 4 << 10
 	// consumeMost is how much one system call takes.
 	consumeMost = 4 << 10
 )
@@ -29,20 +33,28 @@ type noted struct {
 	raw     syscall.RawConn
 
 	// Of reading.
-	room, oob        []byte // of the call under way
-	n, oobn, flags   int
-	err              error
-	peeker, consumer func(fd uintptr) bool // once, since method values allocate
-	stepper          func(fd uintptr)
-	handed           uint64  // end of the last command that was handed out
-	reply            uint64  // end of the reply that was handed out last
-	last             []inode // file descriptors of the last peek
-	withFDs          bool    // a message that is in the socket has some
-	resumed          [2]bool // no command, no reply was handed out yet, and there were some before
-	scratch          []byte
-	take             int
-	call             *mmsghdr // of peeking
-	vector           *iovec
+	room, oob      []byte // of the call under way
+	n, oobn, flags int
+	err            error
+	peeker         func(fd uintptr) bool // once, since method values allocate
+	stepper        func(fd uintptr)
+	handed         uint64   // end of the last command that was handed out
+	reply          uint64   // end of the reply that was handed out last
+	last           []inode  // file descriptors of the last peek
+	withFDs        bool     // a message that is in the socket has some
+	resumed        [2]bool  // no command, no reply was handed out yet, and there were some before
+	call           *mmsghdr // of peeking
+	vector         *iovec
+
+	// Of taking out what is done with: by the reader, or by who has carried out a
+	// command while the reader waits for more than the peer has room to send.
+	mu          sync.Mutex
+	base, given uint64 // at the last peek: up to where messages were handed out, and handed
+	scratch     []byte
+	take        int
+	takeErr     error
+	takeVector  *iovec
+	consumer    func(fd uintptr)
 
 	// Of writing.
 	rest, rights []byte
@@ -68,7 +80,7 @@ func NewNotedConn(socket *net.UnixConn, limits Limits, j *Journal) (*Conn, error
 	if err != nil {
 		return nil, err
 	}
-	n := &noted{journal: j, raw: raw, scratch: make([]byte, consumeMost), call: new(mmsghdr), vector: new(iovec), sendVector: new(iovec)}
+	n := &noted{journal: j, raw: raw, scratch: make([]byte, consumeMost), call: new(mmsghdr), vector: new(iovec), takeVector: new(iovec), sendVector: new(iovec)}
 	n.peeker, n.consumer, n.writer = n.peekOnce, n.consumeOnce, n.writeOnce
 	n.stepper = n.stepBack
 	// What was peeked at is not peeked at again.
@@ -124,8 +136,14 @@ func (c *Conn) Begin(end uint64) { c.noted.current = end }
 
 // Done says that the command is carried out, and answered.
 func (c *Conn) Done() {
-	atomic.StoreUint64(&c.noted.journal.commands, c.noted.current)
-	c.noted.current = 0
+	n := c.noted
+	atomic.StoreUint64(&n.journal.commands, n.current)
+	n.current = 0
+	// What came after it is still in the socket. If that is as much as the peer can
+	// send, it sends nothing that would wake the reader.
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_ = n.consumeTo(n.finished(), consumeLate) // the reader will find the same error
 }
 
 // replied notes that the reply that was handed out last has been taken: its
@@ -260,15 +278,31 @@ func (n *noted) peekOnce(fd uintptr) bool {
 // consume takes what is done with out of the socket, once it is worth a system
 // call.
 func (n *noted) consume(base uint64) error {
-	j := n.journal
-	to, enough := base, uint64(consumeBatch)
-	if commands := atomic.LoadUint64(&j.commands); commands < n.handed {
-		to = commands
-	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.base, n.given = base, n.handed
+	enough := uint64(consumeBatch)
 	if n.withFDs {
 		enough = 1 // they keep files open
 	}
+	to := n.finished()
 	n.withFDs = n.withFDs && to < base
+	return n.consumeTo(to, enough)
+}
+
+// finished returns up to where the stream, as far as it was handed out, is done
+// with. The caller holds mu.
+func (n *noted) finished() uint64 {
+	if commands := atomic.LoadUint64(&n.journal.commands); commands < n.given {
+		return commands
+	}
+	return n.base
+}
+
+// consumeTo takes the stream out of the socket up to the end of a message, if it
+// is enough. The caller holds mu.
+func (n *noted) consumeTo(to, enough uint64) error {
+	j := n.journal
 	if to < j.in.total()+enough {
 		return nil
 	}
@@ -277,35 +311,36 @@ func (n *noted) consume(base uint64) error {
 }
 
 // takeOut takes out up to where the journal says. Who is killed meanwhile leaves
-// the rest to the next.
+// the rest to the next. The caller holds mu.
 func (n *noted) takeOut() error {
 	for j := n.journal; j.in.total() < j.taking; {
 		n.take = int(min(j.taking-j.in.total(), uint64(len(n.scratch))))
-		if err := n.raw.Read(n.consumer); err != nil {
+		// Not Read: the reader may be waiting there. All that is taken has come.
+		if err := n.raw.Control(n.consumer); err != nil {
 			return err
 		}
-		if n.err != nil {
-			return n.err
+		if n.takeErr != nil {
+			return n.takeErr
 		}
 	}
 	return nil
 }
 
 // consumeOnce takes bytes out that are there.
-func (n *noted) consumeOnce(fd uintptr) bool {
+func (n *noted) consumeOnce(fd uintptr) {
 	for {
 		call := n.journal.in.next()
-		switch errno := receiveNoted(fd, call, n.vector, n.scratch[:n.take]); {
+		switch errno := receiveNoted(fd, call, n.takeVector, n.scratch[:n.take]); {
 		case errno == unix.EINTR:
 			continue
 		case errno != 0:
-			n.err = errno
+			n.takeErr = errno
 		case call.moved() == 0:
-			n.err = io.ErrUnexpectedEOF // the journal is not that of this socket
+			n.takeErr = io.ErrUnexpectedEOF // the journal is not that of this socket
 		default:
-			n.err = nil
+			n.takeErr = nil
 		}
-		return true
+		return
 	}
 }
 

@@ -276,7 +276,7 @@ func TestNotedHalfTaken(t *testing.T) {
 	c.Done()
 	j.taking = m.End
 	c.noted.take = consumeMost
-	if err := c.noted.raw.Read(c.noted.consumer); err != nil || j.in.total() != consumeMost {
+	if err := c.noted.raw.Control(c.noted.consumer); err != nil || j.in.total() != consumeMost {
 		t.Fatalf("%d bytes taken, %v", j.in.total(), err)
 	}
 	c.Close()
@@ -284,6 +284,59 @@ func TestNotedHalfTaken(t *testing.T) {
 	defer c.Close()
 	if m, err := c.ReadMessage(); err != nil || m.Header.ID != 1 || len(m.Payload) != 10000 {
 		t.Errorf("got %+v, %v", m, err)
+	}
+}
+
+// While a command is carried out, what comes after it stays in the socket, as long
+// as the peer has room. When it is done the peer can go on, though nothing has come
+// that the reader would wake up for.
+func TestNotedDoneMakesRoom(t *testing.T) {
+	peer, own := socketPair(t)
+	c := successor(t, own, newJournal(t))
+	defer c.Close()
+	sendRaw(t, peer, message(Header{ID: 1, Command: CmdDeviceReset}))
+	m, err := c.ReadMessage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Begin(m.End)
+	read := make(chan int)
+	go func() { // ends with the connection
+		for n := 0; ; n++ {
+			if _, err := c.ReadMessage(); err != nil {
+				read <- n
+				return
+			}
+		}
+	}()
+	reply := message(Header{ID: 2, Command: CmdDMARead, Flags: FlagReply}, make([]byte, 16<<10)...)
+	sent, rest := 0, []byte(nil)
+	for {
+		if err := peer.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := peer.Write(reply)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			rest = reply[n:]
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sent++; sent > 1000 {
+			t.Fatal("a socket has room for 16 MB")
+		}
+	}
+	c.Done()
+	if err := peer.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := peer.Write(rest); err != nil {
+		t.Fatalf("after %d replies: %v", sent, err)
+	}
+	peer.CloseWrite()
+	if n := <-read; n != sent+1 {
+		t.Errorf("%d replies have come, %d were sent", n, sent+1)
 	}
 }
 
