@@ -312,3 +312,26 @@ func TestShutdownRestart(t *testing.T) {
 		t.Error("asked for without a runtime:", err)
 	}
 }
+
+// TestAdoptUnmapped: a runtime takes over just when the client has taken the memory
+// away that the queues are in, to map it anew. It goes on when that is there again.
+func TestAdoptUnmapped(t *testing.T) {
+	r := newProcesses(t, 2)
+	r.volume("d1", "file", "size", "64M")
+	n := r.drive("vm1", api.DoorbellsTrap, small, "d1")
+	load := newLoad(t, n, 2)
+	low := n.Client().Memory().Mappings()[0]
+	for range 3 {
+		time.Sleep(20 * time.Millisecond) // any moment
+		r.killSoc()
+		if err := n.Client().Unmap(low.Address, low.Size); err != nil {
+			t.Fatal(err)
+		}
+		r.startSoc()
+		time.Sleep(50 * time.Millisecond) // most likely it has tried
+		if err := n.Client().Map(low); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load.end()
+}

@@ -204,7 +204,7 @@ func (b *Broker) start(before *legacy) (err error) {
 		b.pause = before.pause()
 		b.log.Info("took over", "from", t.From, "version", b.version, "pause", b.pause, "ports", len(b.ports), "closed", swept)
 	}
-	for _, rt := range b.runtimes {
+	for _, rt := range slices.Collect(maps.Values(b.runtimes)) { // those that are gone leave the map
 		if rt.fence != nil {
 			b.wg.Go(rt.await)
 		}

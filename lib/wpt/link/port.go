@@ -73,6 +73,7 @@ type Port struct {
 	relayed bool           // set while enabled; read by lanes
 	hinted  bool           // that memory is not shared has been logged
 	waiting []func()       // to run when the phase is no longer busy
+	faulted *dma.Table     // with which queues could not be adopted; nil: none
 }
 
 // newPort takes over the fds of a MsgAttach.
@@ -245,6 +246,9 @@ func (p *Port) enable(cc nvme.CC) int {
 		return 1
 	}
 	adopt := status.RDY()
+	if adopt && (p.faulted == p.space.Table() || !p.ringsMapped(gen)) {
+		return 0 // the client is changing the guest's memory; the next map message looks again
+	}
 	if regs.LoadResetGen() != gen {
 		return 1
 	}
@@ -288,6 +292,26 @@ func (p *Port) enable(cc nvme.CC) int {
 	}
 	go p.startPrivate(begin)
 	return 1
+}
+
+// ringsMapped reports whether the guest's memory has all queues of a generation.
+// Without them what is outstanding would be executed in vain: its data is likely to
+// be away, too.
+func (p *Port) ringsMapped(gen uint64) bool {
+	state := p.state.Page
+	for id := range state.CQ {
+		if cq := &state.CQ[id]; cq.Valid(gen) {
+			if _, ok := p.space.Find(cq.Addr); !ok {
+				return false
+			}
+		}
+		if sq := &state.SQ[id]; sq.Valid(gen) {
+			if _, ok := p.space.Find(sq.Addr); !ok {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // startPrivate starts a poller for this port alone: accesses to its memory
@@ -376,6 +400,12 @@ func (p *Port) started(gen uint64, err error) {
 	}
 	if errors.Is(err, errLinkDown) {
 		p.settle(unserved) // the port is about to be given up; a successor tries again
+		return
+	}
+	if errors.Is(err, dma.ErrFault) {
+		// It has changed just now. With the next map it is begun again.
+		p.faulted = p.space.Table()
+		p.quiesce(false, func() { p.settle(disabled) })
 		return
 	}
 	if errors.Is(err, controller.ErrStateVersion) {
