@@ -17,17 +17,13 @@ import (
 // include/uapi/linux/kernel-page-flags.h).
 type Flags uint64
 
-// Flags that decide something here; the others only have names.
+// Flags that decide something, here or in tests; the others only have names.
 const (
 	FlagSlab         Flags = 1 << 7
 	FlagBuddy        Flags = 1 << 10 // free
 	FlagAnon         Flags = 1 << 12
-	FlagCompoundHead Flags = 1 << 15
 	FlagCompoundTail Flags = 1 << 16
 	FlagHuge         Flags = 1 << 17 // of hugetlb
-	FlagUnevictable  Flags = 1 << 18
-	FlagPoisoned     Flags = 1 << 19
-	FlagNoPage       Flags = 1 << 20 // no page frame: device memory, a hole
 	FlagKSM          Flags = 1 << 21
 	FlagTHP          Flags = 1 << 22
 	FlagZero         Flags = 1 << 24 // the zero page, small or huge
