@@ -188,12 +188,9 @@ func (d *daemon) upgrade() (time.Duration, error) {
 // disturb has the program be replaced by itself, and kills one of the two a moment
 // later. Whatever comes of that, there is one that serves in the end.
 func (d *daemon) disturb(wait time.Duration, which int) error {
-	asked := make(chan struct{})
-	go func() {
-		defer close(asked)
-		// An error is that of a runtime that has been killed.
-		_ = d.askUpgrade()
-	}()
+	_, since, _, _, _ := d.who()
+	asked := make(chan error, 1)
+	go func() { asked <- d.askUpgrade() }()
 	time.Sleep(wait)
 	all, err := d.processes()
 	if err != nil || len(all) == 0 {
@@ -207,16 +204,19 @@ func (d *daemon) disturb(wait time.Duration, which int) error {
 	if err := d.reap(victim); err != nil {
 		return err
 	}
-	<-asked
+	// An error is that of a runtime that has been killed, or of an upgrade that was
+	// not begun. One that was begun ends in another process, or in the same one that
+	// serves again: it must not be taken for over before it has stopped.
+	begun := <-asked == nil
 	none := false
 	err = d.s.await("one process of "+d.name+" serves", func() bool {
-		pid, _, _, _, whole := d.who()
+		pid, now, _, _, whole := d.who()
 		left, err := d.processes()
 		if none = err == nil && len(left) == 0; none {
 			return true
 		}
 		d.pid = pid
-		return whole && len(left) == 1 && left[0] == pid
+		return whole && len(left) == 1 && left[0] == pid && !(begun && now.Equal(since))
 	})
 	if err != nil {
 		return err
