@@ -125,6 +125,9 @@ func (p *player) enable(entries uint32) {
 		}
 		return c.RDY()
 	})
+	// Who does not wait for the end of the reset may be told of a command of before
+	// until then. Ready says that this is over, and nothing of after it is there yet.
+	clear(p.bytes(p.t, adminCQAt, int(entries)*nvme.CQESize))
 }
 
 var enabledCC = nvme.CC(0).WithIOSQES(nvme.SQEShift).WithIOCQES(nvme.CQEShift).WithEN(true)
