@@ -39,13 +39,26 @@ type demand struct {
 	fails         bool // commands are to
 }
 
+// tally is what an actor has done.
+type tally struct {
+	done  int
+	times []time.Duration // of each command; nil: not wanted
+	timed bool
+}
+
+func (t *tally) count() *tally { return t }
+
+// counted is an actor whose commands are counted.
+type counted interface {
+	actor
+	count() *tally
+}
+
 // user is a guest that keeps a number of commands in flight on each of its queues.
 type user struct {
+	tally
 	queues []*flow
 	turn   int
-	done   int
-	times  []time.Duration // of each command; nil: not wanted
-	timed  bool
 }
 
 // flow is one queue pair of a user.
@@ -140,10 +153,10 @@ func (p *user) rest(t testing.TB) bool {
 	return ended
 }
 
-// play has guests go on for a while, and returns how many reads of the first
+// play has actors go on for a while, and returns how many commands of the first
 // have ended in a second.
-func play(t testing.TB, d time.Duration, first *user, others ...actor) float64 {
-	before, start := first.done, time.Now()
+func play(t testing.TB, d time.Duration, first counted, others ...actor) float64 {
+	before, start := first.count().done, time.Now()
 	for time.Since(start) < d {
 		for range 16 {
 			first.step(t)
@@ -152,7 +165,7 @@ func play(t testing.TB, d time.Duration, first *user, others ...actor) float64 {
 			}
 		}
 	}
-	return float64(first.done-before) / time.Since(start).Seconds()
+	return float64(first.count().done-before) / time.Since(start).Seconds()
 }
 
 // storm is a guest that rings doorbells for nothing.
@@ -259,36 +272,41 @@ func BenchmarkNeighbour(b *testing.B) {
 	} {
 		b.Run(a.doorbells+"/"+a.name, func(b *testing.B) {
 			r := newBusyRig(b)
-			good := r.newUser("good", a.doorbells, single)
-			bad := a.make(r, a.doorbells)
-			good.timed = true
-			play(b, 100*time.Millisecond, good, bad)
-			var windows [2][]float64
-			var times [2][]time.Duration
-			for range b.N * 100 {
-				for i, others := range [][]actor{nil, {bad}} {
-					for i == 0 && !bad.rest(b) {
-						good.step(b)
-					}
-					play(b, window, good, others...) // the poller gets used to it
-					good.times = good.times[:0]
-					windows[i] = append(windows[i], play(b, window, good, others...))
-					times[i] = append(times[i], good.times...)
-				}
-			}
-			var rates [2]float64
-			for i := range rates {
-				slices.Sort(windows[i])
-				rates[i] = windows[i][len(windows[i])*19/20]
-			}
-			b.ReportMetric(rates[1]/rates[0], "kept")
-			for i, name := range []string{"alone-p99-us", "p99-us"} {
-				slices.Sort(times[i])
-				b.ReportMetric(float64(times[i][len(times[i])*99/100].Nanoseconds())/1e3, name)
-			}
-			b.ReportMetric(rates[0], "alone/s")
+			beside(b, r.newUser("good", a.doorbells, single), a.make(r, a.doorbells))
 		})
 	}
+}
+
+// beside measures good, which has one command in flight at a time, alone and beside
+// bad; see BenchmarkNeighbour.
+func beside(b *testing.B, good counted, bad actor) {
+	c := good.count()
+	c.timed = true
+	play(b, 100*time.Millisecond, good, bad)
+	var windows [2][]float64
+	var times [2][]time.Duration
+	for range b.N * 100 {
+		for i, others := range [][]actor{nil, {bad}} {
+			for i == 0 && !bad.rest(b) {
+				good.step(b)
+			}
+			play(b, window, good, others...) // the poller gets used to it
+			c.times = c.times[:0]
+			windows[i] = append(windows[i], play(b, window, good, others...))
+			times[i] = append(times[i], c.times...)
+		}
+	}
+	var rates [2]float64
+	for i := range rates {
+		slices.Sort(windows[i])
+		rates[i] = windows[i][len(windows[i])*19/20]
+	}
+	b.ReportMetric(rates[1]/rates[0], "kept")
+	for i, name := range []string{"alone-p99-us", "p99-us"} {
+		slices.Sort(times[i])
+		b.ReportMetric(float64(times[i][len(times[i])*99/100].Nanoseconds())/1e3, name)
+	}
+	b.ReportMetric(rates[0], "alone/s")
 }
 
 // flooder makes a guest that keeps l in flight.
