@@ -5,6 +5,7 @@ package soak_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -196,7 +197,12 @@ func (g *guest) adminStep(n *vfiousertest.NVMe, rng *rand.Rand) error {
 			return err
 		}
 		turns := g.disks[0].turns()
-		if err := q.Flush(1); err != nil && turns%2 == 0 && g.disks[0].turns() == turns {
+		err = q.Flush(1)
+		for tries := 0; isNotReady(err) && tries < 1000; tries++ { // as hosts do
+			time.Sleep(time.Millisecond)
+			err = q.Flush(1)
+		}
+		if err != nil && turns%2 == 0 && g.disks[0].turns() == turns {
 			return err
 		}
 		return n.DeletePair(q)
@@ -285,6 +291,12 @@ func (g *guest) resetFunction() error {
 		return err
 	}
 	return g.begin()
+}
+
+// isNotReady reports whether a command is to be sent again.
+func isNotReady(err error) bool {
+	var status *vfiousertest.StatusError
+	return errors.As(err, &status) && status.Completion.StatusField() == nvme.StatusNamespaceNotReady
 }
 
 // leave switches the machine off: its driver shuts the controller down.
