@@ -153,11 +153,6 @@ func putHalf(old, off uint64, v uint32) uint64 {
 func (p *port) writeCC(cc nvme.CC) {
 	r := p.regs.Page
 	old := p.cc
-	if cc.EN() && !old.EN() && p.functionReset() && !p.acknowledged() {
-		// I/O of the function before its reset is still in flight: CSTS shows
-		// CFS until that has ended.
-		cc = cc.WithEN(false)
-	}
 	// Who was killed over this write may have stored the register, and not come to
 	// the edge. One edge too many does no harm: the guest waits for this one.
 	again := p.client != nil && p.client.request.again
@@ -245,7 +240,9 @@ func (p *port) csts() nvme.CSTS {
 		}
 		return s
 	case p.functionReset():
-		return nvme.CSTS(0).WithCFS(true)
+		// I/O of the function before its reset is still in flight. A guest that
+		// enables the controller all the same waits for RDY.
+		return nvme.CSTS(0).WithCFS(!p.cc.EN())
 	}
 	// A controller reset that has not ended: RDY stays as it was. Once the
 	// guest has set EN again, RDY speaks of the new generation.

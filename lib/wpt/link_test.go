@@ -156,7 +156,7 @@ func TestWelcomeFirst(t *testing.T) {
 }
 
 // TestResetWithoutGone: a function reset is answered in time also while a dead
-// runtime may still write, and EN refused until it is gone.
+// runtime may still write; that is shown until it is gone.
 func TestResetWithoutGone(t *testing.T) {
 	b := startBroker(t, testPaths(t), quick)
 	p := addPort(t, b, api.PortSpec{Name: "vm1", Subsystem: "s1"})
