@@ -34,6 +34,7 @@ import (
 var keys = []volume.Key{
 	{Name: "size", Value: "SIZE", Usage: "capacity; memory is taken as blocks are written"},
 	volume.BlockKey,
+	{Name: "populate", Value: "on|off", Default: "off", Usage: "take all memory at once, in huge pages where the kernel has them: faster, and not short of it later"},
 }
 
 // Kind is the kind mem.
@@ -51,13 +52,20 @@ const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
 // keptName is the name leap-wpt knows the memory of a volume by.
 func keptName(spec *volume.Spec) string { return "mem/" + spec.Name }
 
-func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume, error) {
+func create(ctx context.Context, env volume.Env, spec *volume.Spec) (volume.Volume, error) {
 	if err := spec.CheckKeys(keys); err != nil {
 		return nil, err
 	}
 	size, block, err := spec.SizeAndBlock()
 	if err != nil {
 		return nil, err
+	}
+	var all bool
+	switch text := spec.Options["populate"]; text {
+	case "", "on", "off":
+		all = text == "on"
+	default:
+		return nil, fault.Errorf(fault.Usage, "", "", "option populate=%s: neither on nor off", text)
 	}
 	fd, kept, err := memory(env, spec, size)
 	if err != nil {
@@ -73,10 +81,15 @@ func create(_ context.Context, env volume.Env, spec *volume.Spec) (volume.Volume
 		unix.Close(fd)
 		return nil, err
 	}
-	m := &mem{spec: *spec, fd: fd, log: log}
+	m := &mem{spec: *spec, fd: fd, log: log, all: all}
 	_ = m.Reshape(volume.Shape{Size: size, Block: block}) // never fails
 	if err := m.remap(size); err != nil {
 		return nil, errors.Join(err, m.Close())
+	}
+	if !kept && all {
+		if err := populate(ctx, m.bytes(), 0); err != nil {
+			return nil, errors.Join(err, m.Close())
+		}
 	}
 	if !kept {
 		err = env.Keep(keptName(spec), fd)
@@ -201,6 +214,7 @@ type mem struct {
 	maps    [][]byte               // all of them
 	stripes stripes
 	log     *intentLog
+	all     bool // populate=on
 }
 
 func (m *mem) Info() *volume.Info { return m.info.Load() }
@@ -226,7 +240,7 @@ func (m *mem) Open(p *poller.Poller) (volume.Queue, error) {
 
 // remap maps size bytes. Pollers go over to them with their next requests.
 func (m *mem) remap(size uint64) error {
-	data, err := unix.Mmap(m.fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	data, err := mapMemory(m.fd, size)
 	if err != nil {
 		return fmt.Errorf("mapping %d bytes of memory: %w", size, err)
 	}
@@ -257,8 +271,14 @@ func (m *mem) Extend(size uint64) error {
 			return fmt.Errorf("making %d bytes of memory: %w", size, err)
 		}
 	}
+	before := m.Info().Size
 	if uint64(len(m.bytes())) < size {
-		return m.remap(size)
+		if err := m.remap(size); err != nil {
+			return err
+		}
+	}
+	if m.all {
+		return populate(context.Background(), m.bytes()[:size], before&^(hugePage-1))
 	}
 	return nil
 }
@@ -301,7 +321,7 @@ func (m *mem) Close() error {
 	}
 	err := errors.Join(unix.Close(m.fd), m.log.close())
 	for _, data := range m.maps {
-		err = errors.Join(err, unix.Munmap(data))
+		err = errors.Join(err, unmapMemory(data))
 	}
 	m.maps, m.fd = nil, -1
 	return err

@@ -279,7 +279,8 @@ func TestOptions(t *testing.T) {
 		want    string
 	}{
 		{nil, "size= is missing"},
-		{map[string]string{"size": "1M", "path": "/x"}, "unknown option path=: a mem volume takes size=SIZE block=512|4096"},
+		{map[string]string{"size": "1M", "path": "/x"}, "unknown option path=: a mem volume takes size=SIZE block=512|4096 populate=on|off"},
+		{map[string]string{"size": "1M", "populate": "yes"}, "populate=yes: neither on nor off"},
 		{map[string]string{"size": "8191E"}, "size="},
 		{map[string]string{"size": "0"}, "not empty"},
 		{map[string]string{"size": "513"}, "not a multiple"},
