@@ -5,7 +5,6 @@ package qpair
 
 import (
 	"fmt"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -127,7 +126,7 @@ func putCQE(ring unsafe.Pointer, i uint32, cqe *nvme.CQE) {
 	to := (*[4]uint32)(unsafe.Add(ring, uintptr(i)*unsafe.Sizeof(*cqe)))
 	from := (*[4]uint32)(unsafe.Pointer(cqe))
 	to[0], to[1], to[2] = from[0], from[1], from[2]
-	atomic.StoreUint32(&to[3], from[3])
+	release32(&to[3], from[3])
 }
 
 // sqeBytes returns the memory of an SQE.

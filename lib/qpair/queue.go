@@ -219,13 +219,13 @@ func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 		} else if err := q.mem.Read(sqeBytes(&s.SQE), q.page.Addr+uint64(next)*SQESize); err != nil {
 			// Slots taken so far have N >= head: as good as free.
 			for _, slot := range slots[first:] {
-				atomic.StoreUint32(&q.page.Slots[slot].State, uint32(SlotFree))
+				release32(&q.page.Slots[slot].State, uint32(SlotFree))
 			}
 			return slots[:first], err
 		}
 		s.N = q.head + uint64(i)
 		s.Aux = [2]uint64{}
-		atomic.StoreUint32(&s.State, uint32(SlotTaken))
+		release32(&s.State, uint32(SlotTaken))
 		slots = append(slots, slot)
 		if next++; next == entries {
 			next = 0
@@ -233,7 +233,7 @@ func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 	}
 	if n > 0 && n < pending && room > 1 {
 		if s := &q.page.Slots[slots[len(slots)-1]]; s.SQE.Fuse() == nvme.FuseFirst {
-			atomic.StoreUint32(&s.State, uint32(SlotFree))
+			release32(&s.State, uint32(SlotFree))
 			slots = slots[:len(slots)-1]
 			n--
 			next = (next + entries - 1) % entries
@@ -242,7 +242,7 @@ func (q *SQ) Fetch(slots []uint16) ([]uint16, error) {
 	q.free = q.free[:len(q.free)-int(n)]
 	q.head += uint64(n)
 	q.next = next
-	atomic.StoreUint64(&q.page.Head, q.head)
+	release64(&q.page.Head, q.head)
 	return slots, nil
 }
 
@@ -350,7 +350,7 @@ func (c *CQ) Publish() (int, error) {
 			Status: c.statusField(cqn, r.status),
 		}
 		s.CQN = cqn
-		atomic.StoreUint32(&s.State, uint32(SlotDone))
+		release32(&s.State, uint32(SlotDone))
 	}
 	var err error
 	for i := range batch {
@@ -363,7 +363,7 @@ func (c *CQ) Publish() (int, error) {
 	}
 	batch = batch[:n]
 	c.tail += uint64(n)
-	atomic.StoreUint64(&c.page.Tail, c.tail)
+	release64(&c.page.Tail, c.tail)
 	for i := range batch {
 		batch[i].sq.release(batch[i].slot)
 	}
@@ -394,6 +394,6 @@ func (c *CQ) put(s *Slot) error {
 
 // release frees a slot (P5).
 func (q *SQ) release(slot uint16) {
-	atomic.StoreUint32(&q.page.Slots[slot].State, uint32(SlotFree))
+	release32(&q.page.Slots[slot].State, uint32(SlotFree))
 	q.free = append(q.free, slot)
 }

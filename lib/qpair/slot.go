@@ -30,8 +30,8 @@ const (
 //	P5  State=FREE                         nothing to do
 //	P6  interrupt                          recovery fires every vector once
 //
-// F2, P2's State, P3's dword 3, P4 and P5 are atomic stores; death by SIGKILL
-// keeps program order, so they need no stronger fence. TestModel explores every
+// F1's State, F2, P2's State, P3's dword 3, P4 and P5 are release stores; death by
+// SIGKILL keeps program order, so they need no stronger fence. TestModel explores every
 // crash point, and shows what goes wrong in another order.
 type Slot struct {
 	SQE   nvme.SQE

@@ -22,14 +22,14 @@ import (
 
 // broker is a leap-wpt that answers as its test says.
 type broker struct {
-	t      *testing.T
+	t      testing.TB
 	path   string
 	answer func(m qpair.Message) (qpair.Message, []int)
 }
 
 // newBroker listens and answers MsgHello with welcome, everything else with
 // answer.
-func newBroker(t *testing.T, welcome qpair.Message, answer func(qpair.Message) (qpair.Message, []int)) *broker {
+func newBroker(t testing.TB, welcome qpair.Message, answer func(qpair.Message) (qpair.Message, []int)) *broker {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "link")
 	if err != nil {
@@ -240,7 +240,7 @@ func TestVector(t *testing.T) {
 }
 
 // dup returns another descriptor of a file.
-func dup(t *testing.T, fd int) int {
+func dup(t testing.TB, fd int) int {
 	t.Helper()
 	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

@@ -20,11 +20,12 @@ import (
 	"github.com/leapio/leapio/lib/qpair"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/null"
+	"github.com/leapio/leapio/lib/volume/volumetest"
 )
 
 // machine is a port whose other side is the test: pages, guest memory, kicks.
 type machine struct {
-	t     *testing.T
+	t     testing.TB
 	port  *Port
 	regs  *qpair.Registers
 	bells *qpair.Doorbells
@@ -41,6 +42,12 @@ const (
 
 // newMachine attaches a port of one namespace and enables it.
 func newMachine(t *testing.T) *machine {
+	return newMachineOf(t, 1<<20, newDrive(t), poller.Config{CPU: -1}, poller.Config{CPU: -1})
+}
+
+// newMachineOf attaches a port that shows sub to a machine with so many bytes of
+// memory at address 0, served by such pollers, and enables it.
+func newMachineOf(t testing.TB, memory int, sub *controller.Subsystem, cfg ...poller.Config) *machine {
 	t.Helper()
 	b := newBroker(t, qpair.Message{Version: qpair.LinkVersion, Gen: 1}, func(qpair.Message) (qpair.Message, []int) {
 		return qpair.Message{}, nil
@@ -51,8 +58,9 @@ func newMachine(t *testing.T) *machine {
 	}
 	t.Cleanup(c.Close)
 	var pollers []*poller.Poller
-	for range 2 {
-		p, err := poller.Start(poller.Config{Name: "p", CPU: -1, Fence: -1})
+	for _, c := range cfg {
+		c.Name, c.Fence = "p", -1
+		p, err := poller.Start(c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,8 +72,8 @@ func newMachine(t *testing.T) *machine {
 	if m.port, err = c.newPort(&msg, pollers); err != nil {
 		t.Fatal(err)
 	}
-	m.memory()
-	m.port.sub.Store(newDrive(t))
+	m.memory(memory)
+	m.port.sub.Store(sub)
 	atomic.StoreUint64(&m.regs.ASQ, adminSQ)
 	atomic.StoreUint64(&m.regs.ACQ, adminCQ)
 	atomic.StoreUint32(&m.regs.AQA, uint32(nvme.MakeAQA(entries-1, entries-1)))
@@ -99,16 +107,15 @@ func (m *machine) pages() []int {
 	return []int{dup(m.t, regs.FD()), dup(m.t, bells.FD()), dup(m.t, state.FD()), dup(m.t, kick)}
 }
 
-// memory gives the guest 1 MiB at address 0.
-func (m *machine) memory() {
+// memory gives the guest so many bytes at address 0.
+func (m *machine) memory(size int) {
 	m.t.Helper()
-	const size = 1 << 20
 	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Ftruncate(fd, size); err != nil {
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
 		m.t.Fatal(err)
 	}
 	if m.mem, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
@@ -116,18 +123,24 @@ func (m *machine) memory() {
 	}
 	m.t.Cleanup(func() { _ = unix.Munmap(m.mem) })
 	atomic.StoreUint64(&m.regs.MapGen, 1)
-	if err := m.port.space.Map(1, 0, size, dma.ProtRead|dma.ProtWrite, fd, 0); err != nil {
+	if err := m.port.space.Map(1, 0, uint64(size), dma.ProtRead|dma.ProtWrite, fd, 0); err != nil {
 		m.t.Fatal(err)
 	}
 }
 
 // newDrive is a subsystem of one namespace.
-func newDrive(t *testing.T) *controller.Subsystem {
+func newDrive(t testing.TB) *controller.Subsystem {
+	return newDriveOf(t, null.Kind, "1M")
+}
+
+// newDriveOf is a subsystem of one namespace of this kind and size.
+func newDriveOf(t testing.TB, kind volume.Kind, size string) *controller.Subsystem {
 	t.Helper()
-	v, err := null.Kind.Make(context.Background(), nil, &volume.Spec{Name: "n", Options: map[string]string{"size": "1M"}})
+	v, err := kind.Make(context.Background(), volumetest.NewEnv(t, t.TempDir()), &volume.Spec{Name: "n", Options: map[string]string{"size": size}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { v.Close() })
 	s := controller.NewSubsystem("nqn.2014-08.org.nvmexpress:uuid:x", "1")
 	if err := s.Add(&controller.Namespace{NSID: 1, Volume: v, Name: "n"}); err != nil {
 		t.Fatal(err)
