@@ -34,6 +34,7 @@ func (p *Poller) Now() time.Duration {
 // seen work it is to date.
 func (p *Poller) Tick() {
 	p.now = p.clock()
+	p.ticked = p.now
 	if p.began == 0 {
 		p.began = p.now
 	}

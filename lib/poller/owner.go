@@ -99,11 +99,11 @@ func (p *Poller) Add(s Source) { p.current.Add(s) }
 
 // Remove takes a source away.
 func (p *Poller) Remove(x Source) {
-	if p.house.remove(x) {
+	if p.house.sources.remove(x) {
 		return
 	}
-	for _, s := range p.shares {
-		if s.remove(x) {
+	for _, s := range p.shares.seats {
+		if s.who.sources.remove(x) {
 			return
 		}
 	}

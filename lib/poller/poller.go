@@ -160,9 +160,10 @@ type Poller struct {
 
 	// Owned by the loop.
 	ring     *uring.Ring
-	noRing   error    // why there is no ring
-	house    *Share   // of what serves nobody in particular; not among shares
-	shares   []*Share // of those who have equal parts
+	noRing   error          // why there is no ring
+	house    *Share         // of what serves nobody in particular; not among shares
+	shares   roster[*Share] // of those who have equal parts
+	all      bool           // the next turn looks at everybody
 	current  *Share
 	mode     Mode // in force now; see Prefer
 	wants    [Interrupt + 1]int
@@ -176,6 +177,7 @@ type Poller struct {
 	slow     bool // the last sleep was long
 	stop     bool
 	now      int64 // see Now; 0: to be read
+	ticked   int64 // when it was read last
 	busy     int64 // since when there has been work, as Now; 0: there was none, or none that asked
 
 	// How time is shared; see Share.
@@ -314,8 +316,10 @@ func (p *Poller) loop() {
 // turn does what there is to do now and returns how much it was.
 func (p *Poller) turn() int {
 	n := p.runInbox()
-	n += p.house.poll() + p.house.runDeferred()
-	n += p.pass()
+	all := p.all || n > 0
+	p.all = false
+	n += p.house.poll(all) + p.house.runDeferred()
+	n += p.pass(all)
 	if p.ring != nil {
 		if p.ring.Queued() > 0 {
 			_, err := p.ring.Submit()
@@ -366,6 +370,7 @@ func (p *Poller) spin() bool {
 func (p *Poller) sleep() {
 	p.sleeping.Store(true)
 	defer p.sleeping.Store(false)
+	p.all = true
 	if p.posted.Load() || p.unfinished() || p.ring != nil && p.ring.Queued() > 0 {
 		return
 	}

@@ -47,9 +47,10 @@ const (
 // poller's time. All methods are for the poller.
 type Share struct {
 	p        *Poller
-	sources  []Source
+	sources  roster[Source]
 	deferred []Runnable
 	next     int // of deferred
+	rests    bool
 	closed   bool
 
 	used  int64 // time it has had and has been waited for, in nanoseconds; but see Poller.floor
@@ -75,7 +76,7 @@ func (p *Poller) House() *Share { return p.house }
 // NewShare returns a share of the poller.
 func (p *Poller) NewShare() *Share {
 	s := &Share{p: p}
-	p.shares = append(p.shares, s)
+	p.shares.add(s)
 	return s
 }
 
@@ -89,12 +90,12 @@ func (s *Share) Close() {
 	}
 	s.closed = true
 	p, house := s.p, s.p.house
-	// A new slice: turn may be walking the old one.
-	i := slices.Index(p.shares, s)
-	p.shares = append(p.shares[:i:i], p.shares[i+1:]...)
-	house.sources = append(house.sources[:len(house.sources):len(house.sources)], s.sources...)
+	p.shares.remove(s)
+	for _, x := range s.sources.seats {
+		house.sources.add(x.who)
+	}
 	house.deferred = append(house.deferred, s.deferred[s.next:]...)
-	s.sources, s.deferred, s.next = nil, nil, 0
+	s.sources, s.deferred, s.next = roster[Source]{}, nil, 0
 	if p.current == s {
 		p.current = house
 	}
@@ -105,17 +106,7 @@ func (s *Share) Add(x Source) {
 	if s.closed {
 		s = s.p.house
 	}
-	s.sources = append(s.sources, x)
-}
-
-// remove takes a source away, and reports whether it was there.
-func (s *Share) remove(x Source) bool {
-	i := slices.Index(s.sources, x)
-	if i >= 0 {
-		// A new slice: turn may be walking the old one.
-		s.sources = append(s.sources[:i:i], s.sources[i+1:]...)
-	}
-	return i >= 0
+	s.sources.add(x)
 }
 
 // Defer has r run after what runs now has returned, in a turn of the share.
@@ -124,6 +115,10 @@ func (s *Share) Defer(r Runnable) {
 		s = s.p.house
 	}
 	s.deferred = append(s.deferred, r)
+	if s.rests {
+		s.rests = false
+		s.p.shares.wake(s.p.shares.find(s))
+	}
 }
 
 // Visit is work on behalf of a share outside of its turns.
@@ -206,22 +201,22 @@ func (p *Poller) worked(s *Share) {
 	p.worker = s
 }
 
-// pass gives every share that nobody has to wait for a turn, and returns how
-// much they did.
-func (p *Poller) pass() (n int) {
+// pass gives every share that nobody has to wait for, of those that are looked at
+// in this turn, a turn of its own, and returns how much they did.
+func (p *Poller) pass(all bool) (n int) {
 	if p.rivals == 0 {
-		for i := 0; i < len(p.shares); i++ {
-			s := p.shares[i]
-			p.current = s
-			k := 0
-			for j := 0; j < len(s.sources); j++ { // poll, without a call for each of many
-				p.now = 0
-				k += s.sources[j].Poll()
+		for j, end := 0, p.shares.turn(all, p.ticked, shareStep); j < end; j++ {
+			i, ok := p.shares.at(j)
+			if !ok {
+				break
 			}
+			s := p.shares.seats[i].who
+			p.current = s
+			k := s.poll(true)
 			if len(s.deferred) > 0 {
 				k += s.runDeferred()
 			}
-			if k > 0 {
+			if p.noted(i, s, k > 0, true); k > 0 {
 				n += k
 				if p.worked(s); p.rivals > 0 {
 					break // the others' turns are measured
@@ -232,14 +227,23 @@ func (p *Poller) pass() (n int) {
 		return n
 	}
 	held := false
-	for i := 0; i < len(p.shares); i++ {
-		s := p.shares[i]
+	for j, end := 0, p.shares.turn(all, p.ticked, shareStep); j < end; j++ {
+		i, ok := p.shares.at(j)
+		if !ok {
+			break
+		}
+		s := p.shares.seats[i].who
+		if s.rests { // what it is ahead, by visits, holds it back for nobody
+			s.used = min(s.used, p.floor)
+		}
 		if s.used > p.floor+int64(quantum) {
 			held, s.state = true, ready
 			p.rivals = rivalry
 			continue
 		}
-		n += p.turnOf(s)
+		k := p.turnOf(s)
+		n += k
+		p.noted(i, s, k > 0, s.state != ready)
 	}
 	p.level(held, n == 0)
 	if held {
@@ -248,11 +252,19 @@ func (p *Poller) pass() (n int) {
 	return n
 }
 
+// noted notes whether a share had work, and may rest otherwise. Nobody waits for
+// one that rests.
+func (p *Poller) noted(i int, s *Share, worked, may bool) {
+	if s.rests = s.rests && !worked; p.shares.note(i, s, worked, may) {
+		s.rests, s.state = true, away
+	}
+}
+
 // runAll runs continuations of all shares, none of which has rivals.
 func (p *Poller) runAll() int {
 	n := p.house.runDeferred()
-	for i := 0; i < len(p.shares); i++ {
-		if s := p.shares[i]; len(s.deferred) > 0 {
+	for i := 0; i < p.shares.lively; i++ {
+		if s := p.shares.seats[i].who; len(s.deferred) > 0 {
 			p.current = s
 			n += s.runDeferred()
 		}
@@ -263,30 +275,40 @@ func (p *Poller) runAll() int {
 
 // unfinished reports whether there are continuations that have not run.
 func (p *Poller) unfinished() bool {
-	return len(p.house.deferred) > 0 ||
-		slices.ContainsFunc(p.shares, func(s *Share) bool { return len(s.deferred) > 0 })
+	return len(p.house.deferred) > 0 || slices.ContainsFunc(p.shares.seats[:p.shares.lively], func(s seat[*Share]) bool {
+		return len(s.who.deferred) > 0
+	})
 }
 
 // sources yields every source there is.
 func (p *Poller) sources(yield func(Source) bool) {
-	for i := -1; i < len(p.shares); i++ {
+	for i := -1; i < len(p.shares.seats); i++ {
 		s := p.house
 		if i >= 0 {
-			s = p.shares[i]
+			s = p.shares.seats[i].who
 		}
-		for _, x := range s.sources {
-			if !yield(x) {
+		for _, x := range s.sources.seats {
+			if !yield(x.who) {
 				return
 			}
 		}
 	}
 }
 
-// poll has the share's sources look for work.
-func (s *Share) poll() (n int) {
-	for i := 0; i < len(s.sources); i++ {
+// poll has the share's sources look for work: all, or those that are looked at in
+// this turn.
+func (s *Share) poll(all bool) (n int) {
+	r := &s.sources
+	for j, end := 0, r.turn(all, s.p.ticked, houseStep); j < end; j++ {
+		i, ok := r.at(j)
+		if !ok {
+			break
+		}
+		x := r.seats[i].who
 		s.p.now = 0
-		n += s.sources[i].Poll()
+		k := x.Poll()
+		n += k
+		r.note(i, x, k > 0, true)
 	}
 	return n
 }
@@ -295,15 +317,20 @@ func (s *Share) poll() (n int) {
 // quantum is enough for. What it has queued on the ring is submitted, since that
 // is where the kernel does the work.
 func (p *Poller) turnOf(s *Share) (n int) {
-	p.current, p.began = s, 0
+	p.current, p.began, p.now = s, 0, 0
 	state, end := idle, int64(0)
 	for {
-		k := s.runDeferred() + s.poll()
+		k := s.runDeferred()
+		p.now = 0 // the clock was read before them
+		k += s.poll(true)
 		if k == 0 {
 			break
 		}
 		n += k
-		if end = p.clock(); p.began != 0 && end-p.began >= int64(quantum) {
+		if end = p.now; end == 0 { // else a source has just asked whether its turn is over
+			end = p.clock()
+		}
+		if p.began != 0 && end-p.began >= int64(quantum) {
 			state = ready
 			break
 		}
@@ -342,13 +369,15 @@ func (p *Poller) level(held, nothing bool) {
 	}
 	p.leveled = now
 	turn := int64(0) // the longest of those that others would have to wait for
-	for _, s := range p.shares {
-		if s.state == ready {
+	lively := p.shares.seats[:p.shares.lively]
+	for _, seat := range lively {
+		if s := seat.who; s.state == ready {
 			turn = max(turn, s.turn)
 		}
 	}
 	floor := int64(math.MaxInt64)
-	for _, s := range p.shares {
+	for _, seat := range lively {
+		s := seat.who
 		if s.state == idle {
 			s.used = max(s.used, p.floor) + waited
 			s.idled += waited
@@ -395,7 +424,9 @@ func (s *Share) runDeferred() int {
 	for s.next < len(s.deferred) && n < maxDeferred {
 		switch {
 		case contended && n%turnStep == 0:
-			p.Tick()
+			if n > 0 || p.now == 0 { // else turnOf knows the time
+				p.Tick()
+			}
 		case n%clockStep == 0:
 			p.now = 0
 		}

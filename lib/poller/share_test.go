@@ -311,7 +311,7 @@ func TestShareClose(t *testing.T) {
 			t.Error("the share is used after Close")
 		}
 		v.Leave()
-		if len(p.shares) != 0 {
+		if len(p.shares.seats) != 0 {
 			t.Error("the share is still served")
 		}
 	})

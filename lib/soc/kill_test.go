@@ -36,6 +36,7 @@ const (
 	envRun     = "LEAPIO_TEST_RUN"
 	envState   = "LEAPIO_TEST_STATE"
 	envPollers = "LEAPIO_TEST_POLLERS"
+	envPoll    = "LEAPIO_TEST_POLL"
 )
 
 func TestMain(m *testing.M) {
@@ -63,7 +64,11 @@ func runChild() error {
 	if err != nil {
 		return err
 	}
-	config := soc.Config{Paths: paths, Poll: poller.Adaptive, CPUs: slices.Repeat([]int{-1}, pollers), Log: log}
+	mode, err := poller.ParseMode(os.Getenv(envPoll))
+	if err != nil {
+		return err
+	}
+	config := soc.Config{Paths: paths, Poll: mode, CPUs: slices.Repeat([]int{-1}, pollers), Log: log}
 	if slices.Contains(os.Args, "--check") {
 		program, err := soc.Check(config)
 		if err != nil {
@@ -84,7 +89,7 @@ func (r *rig) startChild(ctx context.Context, name string, d *daemon) {
 		r.t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), envDaemon+"="+name, envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers))
+	cmd.Env = append(os.Environ(), envDaemon+"="+name, envRun+"="+r.paths.Run, envState+"="+r.paths.State, envPollers+"="+strconv.Itoa(r.pollers), envPoll+"="+r.poll.String())
 	cmd.Stderr = os.Stderr // a pipe to us would be held by its successors
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
