@@ -9,6 +9,9 @@ DESTDIR  ?=
 FUZZTIME ?= 10s
 COUNT    ?= 10
 RUN      ?= .
+RUNS     ?= 5
+ROWS     ?= .
+PEER     ?=
 SOAKTIME ?= 2h
 SOAKENDS ?= 1000
 SEED     ?=
@@ -25,7 +28,7 @@ BUILD     = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X github.com/leapi
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all arm64 demo test lint unit race scripts guest guest-all soak fuzz bench install uninstall clean help
+.PHONY: all arm64 demo test lint unit race scripts guest guest-all soak fuzz bench microbench install uninstall clean help
 
 all: ## build the commands into bin/
 	@mkdir -p bin
@@ -84,7 +87,12 @@ fuzz: ## every fuzz target for FUZZTIME
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" </dev/null; \
 	done
 
-bench: ## benchmarks, COUNT times, for go tool benchstat
+bench: all ## the data path from outside; with PEER=TREE beside SPDK built there; ROWS=REGEXP selects; RUNS runs, kept under bench/
+	@mkdir -p bench
+	go test -count=1 -timeout 0 -v -run TestBench ./test/bench -args -table -bin $(CURDIR)/bin -runs $(RUNS) -rows '$(ROWS)' -commit $(VERSION) \
+		-keep $(CURDIR)/bench/$(shell date -u +%Y-%m-%d)-$(VERSION).txt $(if $(PEER),-peer $(abspath $(PEER)))
+
+microbench: ## benchmarks of the packages, COUNT times, for go tool benchstat
 	go test -run '^$$' -bench . -benchmem -count $(COUNT) ./lib/...
 
 install: all ## install commands, manual pages, completions and systemd units below DESTDIR and PREFIX
