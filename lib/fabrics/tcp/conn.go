@@ -56,6 +56,9 @@ type Conn struct {
 	slot     int32
 	gen      int32
 	readable bool
+	hungUp   bool // readable until what is read says so
+	reads    uint
+	vain     uint // times in a row that nothing more had come while what had come was handled
 	writable bool
 	in       input
 	out      output
@@ -85,33 +88,42 @@ type Conn struct {
 	term        Out
 }
 
-// receive reads and handles PDUs, until there is nothing more or as much as budget, or others want the poller.
-func (c *Conn) receive(budget int) {
-	for done := 0; (c.readable || c.behind) && !c.closed; {
+// receive reads and handles PDUs, until there is nothing more or as much as budget, or others want the poller. It returns how much it did.
+func (c *Conn) receive(budget int) (done int) {
+	for (c.readable || c.behind) && !c.closed {
 		if done >= budget || done > 0 && c.set.p.Spent() {
 			c.set.more = append(c.set.more, c)
-			return
+			return done
 		}
 		if c.behind {
 			done++
 			c.parse()
 			continue
 		}
-		n, err := c.read()
+		n, room, err := c.read()
 		switch {
 		case err == unix.EAGAIN:
 			c.readable = false
-			return
+			if done > 0 {
+				c.vain++
+			}
+			return done
 		case err == unix.EINTR:
 			continue
 		case err != nil:
 			c.Close(fmt.Errorf("receiving: %w", err))
-			return
+			return done + 1
 		case n == 0:
 			c.Close(io.EOF)
-			return
+			return done + 1
+		}
+		if done > 0 {
+			c.vain = 0
 		}
 		done += n
+		if c.reads++; n < room && !c.hungUp && c.vain >= vainLooks && c.reads%lookAgain != 0 {
+			c.readable = false
+		}
 		if c.shut {
 			c.r, c.w = 0, 0 // and a peer that goes on sending is not given more time
 			continue
@@ -120,36 +132,40 @@ func (c *Conn) receive(budget int) {
 		c.moved = c.set.p.Now()
 		c.parse()
 	}
+	return done
 }
 
-// read reads what comes next: data to where it goes, and what follows into the buffer.
-func (c *Conn) read() (int, error) {
+// read reads what comes next: data to where it goes, and what follows into the buffer. It also returns how much there was room for.
+func (c *Conn) read() (n, room int, err error) {
 	if c.stage != data || c.skip > 0 || c.into == nil || c.shut {
 		if c.r > 0 {
 			c.w = copy(c.buf, c.buf[c.r:c.w])
 			c.r = 0
 		}
-		n, err := unix.Read(c.fd, c.buf[c.w:])
-		c.w += max(n, 0)
-		return n, err
+		n, err = receive(c.fd, c.buf[c.w:])
+		room = len(c.buf) - c.w
+		c.w += n
+		return n, room, err
 	}
 	// parse has emptied the buffer.
-	iov, room := c.set.iovecs[:0], uint64(c.left)
-	for i, off := c.at, c.off; room > 0 && len(iov) < maxIovecs-1; i, off = i+1, 0 {
-		n := min(c.into[i].Len-off, room)
+	iov, left := c.set.iovecs[:0], uint64(c.left)
+	for i, off := c.at, c.off; left > 0 && len(iov) < maxIovecs-1; i, off = i+1, 0 {
+		n := min(c.into[i].Len-off, left)
 		iov = append(iov, iovec(c.into[i].Bytes()[off:off+n]))
-		room -= n
+		left -= n
 	}
-	if room == 0 {
+	room = int(uint64(c.left) - left)
+	if left == 0 {
 		iov = append(iov, iovec(c.buf))
+		room += len(c.buf)
 	}
-	n, err := c.set.message.receive(c.fd, iov)
+	n, err = c.set.message.receive(c.fd, iov, room)
 	if n > 0 {
-		placed := min(uint64(n), uint64(c.left)-room)
+		placed := min(uint64(n), uint64(c.left)-left)
 		c.placed(placed)
 		c.r, c.w = 0, int(uint64(n)-placed)
 	}
-	return n, err
+	return n, room, err
 }
 
 // placed notes that n bytes of data are where they go.
@@ -326,6 +342,9 @@ func (c *Conn) Close(err error) {
 	c.set.conns[c.slot] = nil
 	c.set.free = append(c.set.free, c.slot)
 	c.set.count--
+	if c == c.set.single {
+		c.set.relax()
+	}
 	// To close it is not enough where the socket has another descriptor: the set would go on with this one, and refuse it if it came again.
 	_ = unix.EpollCtl(c.set.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // it is in there
 	unix.Close(c.fd)

@@ -94,7 +94,8 @@ func (c *Conn) pop() {
 // send writes what is queued, as far as there is room.
 func (c *Conn) send() {
 	for !c.closed && c.writable && c.first != nil {
-		n, err := c.set.message.send(c.fd, c.gather())
+		iov, size := c.gather()
+		n, err := c.set.message.send(c.fd, iov, size)
 		switch err {
 		case nil:
 			c.moved = c.set.p.Now()
@@ -113,9 +114,10 @@ func (c *Conn) send() {
 	}
 }
 
-// gather collects the pieces of what is queued.
-func (c *Conn) gather() []unix.Iovec {
-	iov, skip := c.set.iovecs[:0], c.sent
+// gather collects the pieces of what is queued, and returns how much that is.
+func (c *Conn) gather() (iov []unix.Iovec, size int) {
+	iov = c.set.iovecs[:0]
+	skip := c.sent
 	add := func(p []byte) {
 		if skip >= len(p) {
 			skip -= len(p)
@@ -123,6 +125,7 @@ func (c *Conn) gather() []unix.Iovec {
 		}
 		if len(iov) < maxIovecs {
 			iov = append(iov, iovec(p[skip:]))
+			size += len(p) - skip
 		}
 		skip = 0
 	}
@@ -133,7 +136,7 @@ func (c *Conn) gather() []unix.Iovec {
 		}
 		add(o.tail)
 	}
-	return iov
+	return iov, size
 }
 
 // took notes that the kernel has taken n bytes.

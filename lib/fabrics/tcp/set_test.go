@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The LeapIO Authors
+
+package tcp
+
+import (
+	"errors"
+	"io"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapio/leapio/lib/fabrics"
+	"github.com/leapio/leapio/lib/poller"
+)
+
+// busySet is a set on a poller that never sleeps.
+func busySet(t *testing.T) (*poller.Poller, *Set) {
+	t.Helper()
+	p, err := poller.Start(poller.Config{Name: "0", CPU: -1, Fence: -1, Mode: poller.Busy, NoRing: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set *Set
+	do(t, p, func() { set, err = NewSet(p) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		do(t, p, func() {
+			for _, c := range set.conns {
+				if c != nil {
+					c.Close(io.EOF)
+				}
+			}
+		})
+		do(t, p, set.Close)
+		p.Stop()
+	})
+	return p, set
+}
+
+// wire adds a connection, and returns the other end of it.
+func wire(t *testing.T, p *poller.Poller, set *Set) (*peer, int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := newPeer(t)
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4, MaxCapsule: 1 << 20, MaxData: 1 << 20}
+	out := in
+	out.From = fabrics.FromController
+	do(t, p, func() { x.conn, err = set.Add(fds[0], in, out, x) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x, fds[1]
+}
+
+// put writes a capsule without data to fd, and waits until x has got it.
+func put(t *testing.T, p *poller.Poller, x *peer, fd int) {
+	t.Helper()
+	var c fabrics.CapsuleCmd
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
+	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	var before int
+	do(t, p, func() { before = len(x.got) })
+	if _, err := unix.Write(fd, fabrics.Bytes(&c)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "a capsule", func() bool { return len(x.got) > before })
+}
+
+// TestEager: a connection that alone has something to read, for a while, is read without a look at all. Others are seen all the same, and so
+// is its end.
+func TestEager(t *testing.T) {
+	p, set := busySet(t)
+	one, fd := wire(t, p, set)
+	other, otherFD := wire(t, p, set)
+	defer unix.Close(otherFD)
+	hasty := func(c *Conn) {
+		t.Helper()
+		do(t, p, func() {
+			if set.eager != c {
+				t.Errorf("eager: %p, want %p", set.eager, c)
+			}
+		})
+	}
+	for range 3 {
+		for range aloneStep {
+			hasty(nil)
+			put(t, p, one, fd)
+		}
+		put(t, p, one, fd)
+		for range 3 * lookStep {
+			hasty(one.conn)
+			put(t, p, one, fd)
+		}
+		put(t, p, other, otherFD)
+	}
+	for range aloneStep + 1 {
+		put(t, p, one, fd)
+	}
+	hasty(one.conn)
+	unix.Close(fd)
+	if err := <-one.closed; !errors.Is(err, io.EOF) {
+		t.Errorf("closed with %v", err)
+	}
+	hasty(nil)
+	put(t, p, other, otherFD)
+}
+
+// TestEagerSleeps: before the poller sleeps it looks at all, so that what has been read does not wake it.
+func TestEagerSleeps(t *testing.T) {
+	p, set := busySet(t)
+	one, fd := wire(t, p, set)
+	defer unix.Close(fd)
+	for range aloneStep + 2 {
+		put(t, p, one, fd)
+	}
+	do(t, p, func() {
+		if set.eager != one.conn || set.Arm() != poller.WakeNow || set.eager != nil || set.Arm() != poller.WakeEvent {
+			t.Error("the poller may sleep with events that nobody has looked at")
+		}
+	})
+	put(t, p, one, fd)
+}
