@@ -4,12 +4,14 @@
 package tcp
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/poller"
 )
@@ -125,4 +127,42 @@ func TestEagerSleeps(t *testing.T) {
 		}
 	})
 	put(t, p, one, fd)
+}
+
+// TestFront: a header before its data in memory is one piece with it, and the same on the wire.
+func TestFront(t *testing.T) {
+	p, _, host, target := pair(t, true, 64)
+	target.got = nil
+	memory := bytes.Repeat([]byte{7}, 5000)
+	var want []byte
+	for _, front := range []int{0, 71, 400} {
+		data := memory[front : front+1000]
+		for i := range data {
+			data[i] = byte(i + front)
+		}
+		var c fabrics.CapsuleCmd
+		o := &Out{Sent: host}
+		do(t, p, func() {
+			frame := host.conn.Out.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 1000)
+			o.Front = memory[:front]
+			o.Set(fabrics.Bytes(&c), frame, []dma.Segment{dma.SegmentOf(data)})
+			if !host.conn.Send(o) {
+				t.Error("not sent")
+			}
+			pieces := 3 // header, data, digest
+			if front >= int(frame.DataOffset) {
+				pieces = 2
+			}
+			if iov, size := host.conn.gather(); len(iov) != pieces || size != int(frame.Length) {
+				t.Errorf("%d bytes before the data: %d pieces of %d bytes, want %d of %d", front, len(iov), size, pieces, frame.Length)
+			}
+		})
+		want = append(append(want, byte(fabrics.TypeCapsuleCmd)), data...)
+		eventually(t, p, "the data", func() bool { return len(target.got) == len(want) })
+	}
+	do(t, p, func() {
+		if !bytes.Equal(target.got, want) || !target.intact {
+			t.Errorf("not what was sent; intact: %v", target.intact)
+		}
+	})
 }
