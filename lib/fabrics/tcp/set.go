@@ -41,7 +41,7 @@ const (
 	// parseStep is how many PDUs are handled by one reading of the clock while others want the poller, too.
 	parseStep = 8
 	// bufferSize is the receive buffer of a connection: what one read takes of small PDUs.
-	bufferSize = 16 << 10
+	bufferSize = 48 << 10
 	// narrowBuffer is that of one which has not been widened: enough for any header with its digest.
 	narrowBuffer = 512
 	// maxIovecs is how many pieces one write has.

@@ -166,3 +166,35 @@ func TestFront(t *testing.T) {
 		}
 	})
 }
+
+// TestWiden: what has been received is there afterwards, and the memory is given back at the end.
+func TestWiden(t *testing.T) {
+	p, set := busySet(t)
+	x, fd := wire(t, p, set)
+	var c fabrics.CapsuleCmd
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
+	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	whole := fabrics.Bytes(&c)
+	if _, err := unix.Write(fd, whole[:50]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "a part of a capsule", func() bool { return x.conn.w-x.conn.r == 50 })
+	do(t, p, func() {
+		x.conn.Widen()
+		x.conn.Widen()
+		if len(x.conn.buf) != bufferSize || &x.conn.wide[0] != &x.conn.buf[0] {
+			t.Errorf("a buffer of %d bytes", len(x.conn.buf))
+		}
+	})
+	if _, err := unix.Write(fd, whole[50:]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "the capsule", func() bool { return len(x.got) == 1 })
+	unix.Close(fd)
+	<-x.closed
+	do(t, p, func() {
+		if x.conn.wide != nil {
+			t.Error("the memory is still there")
+		}
+	})
+}
