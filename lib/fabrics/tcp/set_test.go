@@ -198,3 +198,30 @@ func TestWiden(t *testing.T) {
 		}
 	})
 }
+
+// TestLastWords: a PDU and the end that come together are both seen, also where a socket is not read again.
+func TestLastWords(t *testing.T) {
+	p, set := busySet(t)
+	x, fd := wire(t, p, set)
+	var c fabrics.CapsuleCmd
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
+	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	var err error
+	do(t, p, func() {
+		x.conn.vain = vainLooks
+		_, err = unix.Write(fd, fabrics.Bytes(&c))
+		unix.Close(fd)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "the end", func() bool { return x.conn.closed })
+	if err := <-x.closed; !errors.Is(err, io.EOF) {
+		t.Errorf("closed with %v", err)
+	}
+	do(t, p, func() {
+		if len(x.got) != 1 {
+			t.Errorf("%d bytes have come", len(x.got))
+		}
+	})
+}
