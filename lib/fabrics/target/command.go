@@ -29,7 +29,8 @@ type command struct {
 	q       *queue
 	index   uint16 // TTAG of its R2T
 	stage   stage
-	inline  []byte // memory for data in the capsule
+	inline  []byte // memory for data in the capsule, or small data
+	front   []byte // what is before it
 	icd     uint32 // bytes of it
 	damaged bool   // data did not match its digest
 
@@ -184,6 +185,10 @@ func (c *command) respond() {
 		}
 		frame := conn.Out.Make(&h.CommonHeader, fabrics.TypeC2HData, flags, c.n)
 		h.CCCID, h.DATAL = c.SQE.CID, c.n
+		c.data.Front = nil
+		if int(c.n) <= len(c.inline) {
+			c.data.Front = c.front
+		}
 		c.data.Set(fabrics.Bytes(&h), frame, c.Segments)
 		if conn.Send(&c.data) && alone {
 			return

@@ -135,7 +135,7 @@ func (q *queue) take() *command {
 // record makes a record.
 func (q *queue) record() *command {
 	c := &command{q: q, index: uint16(len(q.all)), buffers: make([]*buffer, 0, maxBuffers)}
-	c.inline = q.inline(c.index)
+	c.front, c.inline = q.inline(c.index)
 	c.Init(c)
 	c.Segments = make([]dma.Segment, 0, maxBuffers)
 	c.data.Sent, c.resp.Sent = c, c
@@ -143,13 +143,19 @@ func (q *queue) record() *command {
 	return c
 }
 
-// inline returns the memory of a record for data in its capsule.
-func (q *queue) inline(index uint16) []byte {
-	if q.memory == nil {
-		return make([]byte, q.capsule) // before Connect there is one record
+// frontSize is the memory of a record before that for data: room for the header of a C2HData, and the data begins where files like it.
+const frontSize = 512
+
+// inline returns the memory of a record for data in its capsule, or for the header and small data of its response.
+func (q *queue) inline(index uint16) (front, data []byte) {
+	size := frontSize + q.capsule
+	var p []byte
+	if q.memory != nil {
+		p = q.memory[int(index)*size:]
+	} else {
+		p = make([]byte, size) // before Connect there is one record
 	}
-	at := int(index) * q.capsule
-	return q.memory[at : at+q.capsule : at+q.capsule]
+	return p[:frontSize:frontSize], p[frontSize:size:size]
 }
 
 // resize makes room for the entries that Connect has asked for; only the record of Connect is there, and its data was read.
@@ -158,12 +164,12 @@ func (q *queue) resize(entries int) error {
 		q.capsule = q.t.limits.InCapsule
 		q.conn.In.MaxCapsule = uint32(q.capsule)
 	}
-	memory, err := reserve(entries * q.capsule)
+	memory, err := reserve(entries * (frontSize + q.capsule))
 	if err != nil {
 		return err
 	}
 	q.memory, q.entries = memory, entries
-	q.all[0].inline = q.inline(0)
+	q.all[0].front, q.all[0].inline = q.inline(0)
 	return nil
 }
 

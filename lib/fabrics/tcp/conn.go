@@ -71,6 +71,7 @@ type Conn struct {
 
 	// What is received: buf[r:w] has not been looked at.
 	buf     []byte
+	wide    []byte // that is buf, since Widen
 	r, w    int
 	behind  bool // not because there is nothing more: others want the poller, too
 	stage   stage
@@ -357,15 +358,23 @@ func (c *Conn) Run() {
 		c.pop()
 	}
 	c.h.Closed(c.err)
+	if c.wide != nil {
+		_ = unix.Munmap(c.wide)
+		c.buf, c.wide = nil, nil
+	}
 }
 
-// Widen gives the connection the memory to read many small PDUs at once, which a peer has to deserve.
+// Widen gives the connection the memory to read many small PDUs at once, which a peer has to deserve. It is taken as it is used.
 func (c *Conn) Widen() {
-	if len(c.buf) < bufferSize {
-		buf := make([]byte, bufferSize)
-		c.r, c.w = 0, copy(buf, c.buf[c.r:c.w])
-		c.buf = buf
+	if c.wide != nil {
+		return
 	}
+	buf, err := unix.Mmap(-1, 0, bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return // it goes on with what it has
+	}
+	c.r, c.w = 0, copy(buf, c.buf[c.r:c.w])
+	c.buf, c.wide = buf, buf
 }
 
 // Left reports whether the peer has ended the connection, also where what it has sent before is still to be read.

@@ -4,7 +4,8 @@
 // Package tcp carries NVMe/TCP PDUs over connections that are served by pollers, for either role.
 //
 //  1. A Set is a source of its poller. It has an epoll set of its own, which the poller's watches: one look tells which of many
-//     connections have something to read, or room to write.
+//     connections have something to read, or room to write. A connection that alone has something to read, again and again, is read
+//     without that look.
 //  2. A Conn reads into its buffer and frames PDUs: each header is checked, with its digest, before its Handler sees it. The handler says
 //     where the data goes; what of it is not in the buffer yet is read straight to there.
 //  3. What is to be sent is queued as Outs and written when the continuations of the turn have run: all of it, header, data and digests,
@@ -41,7 +42,7 @@ const (
 	// parseStep is how many PDUs are handled by one reading of the clock while others want the poller, too.
 	parseStep = 8
 	// bufferSize is the receive buffer of a connection: what one read takes of small PDUs.
-	bufferSize = 16 << 10
+	bufferSize = 48 << 10
 	// narrowBuffer is that of one which has not been widened: enough for any header with its digest.
 	narrowBuffer = 512
 	// maxIovecs is how many pieces one write has.

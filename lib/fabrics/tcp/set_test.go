@@ -4,12 +4,14 @@
 package tcp
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics"
 	"github.com/leapio/leapio/lib/poller"
 )
@@ -125,4 +127,101 @@ func TestEagerSleeps(t *testing.T) {
 		}
 	})
 	put(t, p, one, fd)
+}
+
+// TestFront: a header before its data in memory is one piece with it, and the same on the wire.
+func TestFront(t *testing.T) {
+	p, _, host, target := pair(t, true, 64)
+	target.got = nil
+	memory := bytes.Repeat([]byte{7}, 5000)
+	var want []byte
+	for _, front := range []int{0, 71, 400} {
+		data := memory[front : front+1000]
+		for i := range data {
+			data[i] = byte(i + front)
+		}
+		var c fabrics.CapsuleCmd
+		o := &Out{Sent: host}
+		do(t, p, func() {
+			frame := host.conn.Out.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 1000)
+			o.Front = memory[:front]
+			o.Set(fabrics.Bytes(&c), frame, []dma.Segment{dma.SegmentOf(data)})
+			if !host.conn.Send(o) {
+				t.Error("not sent")
+			}
+			pieces := 3 // header, data, digest
+			if front >= int(frame.DataOffset) {
+				pieces = 2
+			}
+			if iov, size := host.conn.gather(); len(iov) != pieces || size != int(frame.Length) {
+				t.Errorf("%d bytes before the data: %d pieces of %d bytes, want %d of %d", front, len(iov), size, pieces, frame.Length)
+			}
+		})
+		want = append(append(want, byte(fabrics.TypeCapsuleCmd)), data...)
+		eventually(t, p, "the data", func() bool { return len(target.got) == len(want) })
+	}
+	do(t, p, func() {
+		if !bytes.Equal(target.got, want) || !target.intact {
+			t.Errorf("not what was sent; intact: %v", target.intact)
+		}
+	})
+}
+
+// TestWiden: what has been received is there afterwards, and the memory is given back at the end.
+func TestWiden(t *testing.T) {
+	p, set := busySet(t)
+	x, fd := wire(t, p, set)
+	var c fabrics.CapsuleCmd
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
+	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	whole := fabrics.Bytes(&c)
+	if _, err := unix.Write(fd, whole[:50]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "a part of a capsule", func() bool { return x.conn.w-x.conn.r == 50 })
+	do(t, p, func() {
+		x.conn.Widen()
+		x.conn.Widen()
+		if len(x.conn.buf) != bufferSize || &x.conn.wide[0] != &x.conn.buf[0] {
+			t.Errorf("a buffer of %d bytes", len(x.conn.buf))
+		}
+	})
+	if _, err := unix.Write(fd, whole[50:]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "the capsule", func() bool { return len(x.got) == 1 })
+	unix.Close(fd)
+	<-x.closed
+	do(t, p, func() {
+		if x.conn.wide != nil {
+			t.Error("the memory is still there")
+		}
+	})
+}
+
+// TestLastWords: a PDU and the end that come together are both seen, also where a socket is not read again.
+func TestLastWords(t *testing.T) {
+	p, set := busySet(t)
+	x, fd := wire(t, p, set)
+	var c fabrics.CapsuleCmd
+	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
+	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	var err error
+	do(t, p, func() {
+		x.conn.vain = vainLooks
+		_, err = unix.Write(fd, fabrics.Bytes(&c))
+		unix.Close(fd)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, p, "the end", func() bool { return x.conn.closed })
+	if err := <-x.closed; !errors.Is(err, io.EOF) {
+		t.Errorf("closed with %v", err)
+	}
+	do(t, p, func() {
+		if len(x.got) != 1 {
+			t.Errorf("%d bytes have come", len(x.got))
+		}
+	})
 }

@@ -22,6 +22,16 @@ func epollLook(epoll int, events []unix.EpollEvent) int {
 // iovec returns the kernel's view of p, which is not empty.
 func iovec(p []byte) unix.Iovec { return unix.Iovec{Base: unsafe.SliceData(p), Len: uint64(len(p))} }
 
+// extend adds p, which is not empty, to v if it is what comes next in memory.
+func extend(v *unix.Iovec, p []byte) bool {
+	// As numbers: a pointer to behind an object is none of Go's.
+	next := uintptr(unsafe.Pointer(unsafe.SliceData(p))) == uintptr(unsafe.Pointer(v.Base))+uintptr(v.Len)
+	if next {
+		v.Len += uint64(len(p))
+	}
+	return next
+}
+
 // shortCall is how many bytes a system call moves at most that the Go scheduler is not told of, which costs as much as some small calls
 // themselves. Until it returns this thread cannot be stopped, and with it a collection of garbage: that is some 20 us.
 const shortCall = 64 << 10
