@@ -17,9 +17,10 @@ import (
 	"github.com/leapio/leapio/lib/wpt/link"
 )
 
-// How often attaching is tried.
+// How often attaching is tried. At the start of a machine both daemons start
+// together, and leap-wpt is there some milliseconds later.
 const (
-	firstRetry = 20 * time.Millisecond
+	firstRetry = time.Millisecond
 	lastRetry  = time.Second
 )
 
