@@ -20,13 +20,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
 
-	"github.com/leapio/leapio/lib/bench"
 	"github.com/leapio/leapio/lib/units"
 )
 
@@ -180,27 +178,8 @@ func (r *runner) turn(row *row, s *side) (got sample, err error) {
 		err := firstCompletion(d.where().dirs[0])
 		return sample{Value: float64(time.Since(start))}, err
 	}
-	if s.volume == "mem" {
-		if err := r.fill(s, d); err != nil {
-			return got, err
-		}
-	}
 	if got, err = r.load(row, s, d); err == nil && row.of == memory {
 		got.Value, err = d.memory()
 	}
 	return got, err
-}
-
-// fill writes to the whole volume, so that no page of it is new afterwards.
-func (r *runner) fill(s *side, d daemons) error {
-	f := *s
-	f.pattern, f.size, f.depth, f.digests = bench.Write, 128*units.KiB, 16, false
-	args, err := r.ourClient(&f, d.where(), 1)
-	if err != nil {
-		return err
-	}
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("filling the volume: %w\n%s", err, out)
-	}
-	return nil
 }
