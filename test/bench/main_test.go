@@ -55,7 +55,7 @@ func init() {
 	flag.StringVar(&options.file, "file", "", "data file of at least 1 GiB, without holes, that may be overwritten; without it, one is made")
 	flag.IntVar(&options.runs, "runs", 5, "of each side of a row")
 	flag.DurationVar(&options.time, "time", 3*time.Second, "of a run, in whole seconds")
-	flag.IntVar(&options.peerMiB, "peer-memory", 900, "huge pages the peer is given, in MiB")
+	flag.IntVar(&options.peerMiB, "peer-memory", 64, "huge pages the peer begins with, in MiB; it takes as many more as it needs")
 }
 
 // TestMain is our client, too.
