@@ -286,7 +286,7 @@ func firstCompletion(dir string) error {
 	defer mem.Close()
 	var c *vfiousertest.Client
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Microsecond) {
-		if c, err = vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{}); err == nil {
+		if c, err = vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{Timeout: patience}); err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
