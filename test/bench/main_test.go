@@ -88,7 +88,7 @@ func TestBench(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	header := fmt.Sprintf("date: %s\ncommit: %s\nmachine: %s\n", time.Now().UTC().Format(time.RFC3339), *commit, machine())
+	header := fmt.Sprintf("# date: %s\n# commit: %s\n# machine: %s\n", time.Now().UTC().Format(time.RFC3339), *commit, machine())
 	report, err := newReport(os.Stdout, *kept, header)
 	if err != nil {
 		t.Fatal(err)
