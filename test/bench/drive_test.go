@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +16,9 @@ import (
 	"github.com/leapio/leapio/lib/uring"
 	"github.com/leapio/leapio/lib/vfiouser/vfiousertest"
 )
+
+// patience is how long a server has for an answer; a machine may have much to do.
+const patience = time.Minute
 
 // drive is a queue pair of a vfio-user port.
 type drive struct {
@@ -32,7 +36,7 @@ type drive struct {
 
 // openDrive connects to a port and makes a queue pair for a job.
 func openDrive(c *clock, dir string, mem *vfiousertest.Memory, job *bench.Job) (*drive, error) {
-	conn, err := vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{})
+	conn, err := vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{Timeout: patience})
 	if err != nil {
 		return nil, err
 	}

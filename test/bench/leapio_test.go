@@ -113,11 +113,14 @@ const ourNQN = "nqn.2014-08.org.nvmexpress:uuid:8c3cd5a3-8e0e-4a7f-9a53-0a5f5b1f
 func (l *leapio) setup() string {
 	var b strings.Builder
 	volume := func(name string) {
+		fmt.Fprintf(&b, "leap-soc volume create %s %s", name, l.side.volume)
 		switch l.side.volume {
 		case "file":
-			fmt.Fprintf(&b, "leap-soc volume create %s file path=%s\n", name, l.file)
+			fmt.Fprintf(&b, " path=%s\n", l.file)
+		case "mem":
+			fmt.Fprintf(&b, " size=%dM populate=on\n", l.size) // as the peer does
 		default:
-			fmt.Fprintf(&b, "leap-soc volume create %s %s size=%dM\n", name, l.side.volume, l.size)
+			fmt.Fprintf(&b, " size=%dM\n", l.size)
 		}
 	}
 	if l.side.path == tcp {
@@ -283,7 +286,7 @@ func firstCompletion(dir string) error {
 	defer mem.Close()
 	var c *vfiousertest.Client
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Microsecond) {
-		if c, err = vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{}); err == nil {
+		if c, err = vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{Timeout: patience}); err == nil {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -39,7 +39,7 @@ func (r *runner) load(row *row, s *side, d daemons) (got sample, err error) {
 		parse = parseClient
 	}
 	if args == nil {
-		if args, err = r.ourClient(s, w, 0); err != nil {
+		if args, err = r.ourClient(s, w); err != nil {
 			return got, err
 		}
 	}
@@ -128,8 +128,8 @@ func (u *usage) end() (counters, error) {
 const tcpDepth = 127
 
 // ourClient is the command of our client for a side, on its CPU: leap-rdma where
-// hosts connect, this program elsewhere. With passes it writes so often and no more.
-func (r *runner) ourClient(s *side, w where, passes uint32) ([]string, error) {
+// hosts connect, this program elsewhere.
+func (r *runner) ourClient(s *side, w where) ([]string, error) {
 	if s.path == tcp {
 		args := []string{
 			"taskset", "-c", clientCPU, filepath.Join(r.bin, "leap-rdma"), "bench", "tcp://" + w.addr + "/" + w.nqn, "-o", "json", "--overwrite",
@@ -138,17 +138,11 @@ func (r *runner) ourClient(s *side, w where, passes uint32) ([]string, error) {
 		if s.digests {
 			args = append(args, "--header-digest", "--data-digest")
 		}
-		if passes > 0 {
-			return append(args, "--passes", strconv.Itoa(int(passes))), nil
-		}
 		return append(args, "--time", r.time.String()), nil
 	}
 	j := clientJob{Warm: r.warm, Job: bench.Job{
 		Pattern: s.pattern, ReadPercent: 50, Block: block, IOSize: uint32(s.size), Workers: 1, Depth: s.depth, Time: r.time, Seed: 1,
 	}}
-	if passes > 0 {
-		j.Warm, j.Job.Time, j.Job.Passes = 0, 0, passes
-	}
 	if s.server == nobody {
 		j.File = r.file
 	} else {

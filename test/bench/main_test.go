@@ -20,13 +20,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
 
-	"github.com/leapio/leapio/lib/bench"
 	"github.com/leapio/leapio/lib/units"
 )
 
@@ -57,7 +55,7 @@ func init() {
 	flag.StringVar(&options.file, "file", "", "data file of at least 1 GiB, without holes, that may be overwritten; without it, one is made")
 	flag.IntVar(&options.runs, "runs", 5, "of each side of a row")
 	flag.DurationVar(&options.time, "time", 3*time.Second, "of a run, in whole seconds")
-	flag.IntVar(&options.peerMiB, "peer-memory", 900, "huge pages the peer is given, in MiB")
+	flag.IntVar(&options.peerMiB, "peer-memory", 64, "huge pages the peer begins with, in MiB; it takes as many more as it needs")
 }
 
 // TestMain is our client, too.
@@ -90,7 +88,7 @@ func TestBench(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	header := fmt.Sprintf("date: %s\ncommit: %s\nmachine: %s\n", time.Now().UTC().Format(time.RFC3339), *commit, machine())
+	header := fmt.Sprintf("# date: %s\n# commit: %s\n# machine: %s\n", time.Now().UTC().Format(time.RFC3339), *commit, machine())
 	report, err := newReport(os.Stdout, *kept, header)
 	if err != nil {
 		t.Fatal(err)
@@ -180,27 +178,8 @@ func (r *runner) turn(row *row, s *side) (got sample, err error) {
 		err := firstCompletion(d.where().dirs[0])
 		return sample{Value: float64(time.Since(start))}, err
 	}
-	if s.volume == "mem" {
-		if err := r.fill(s, d); err != nil {
-			return got, err
-		}
-	}
 	if got, err = r.load(row, s, d); err == nil && row.of == memory {
 		got.Value, err = d.memory()
 	}
 	return got, err
-}
-
-// fill writes to the whole volume, so that no page of it is new afterwards.
-func (r *runner) fill(s *side, d daemons) error {
-	f := *s
-	f.pattern, f.size, f.depth, f.digests = bench.Write, 128*units.KiB, 16, false
-	args, err := r.ourClient(&f, d.where(), 1)
-	if err != nil {
-		return err
-	}
-	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("filling the volume: %w\n%s", err, out)
-	}
-	return nil
 }

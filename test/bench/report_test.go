@@ -23,7 +23,7 @@ type report struct {
 }
 
 // newReport begins a table; runs are added to the file of that name, if there is
-// one. The header has lines NAME: VALUE.
+// one. The header is lines that benchstat leaves alone, or runs of two days would not be compared.
 func newReport(table io.Writer, name, header string) (*report, error) {
 	r := &report{table: table}
 	if name != "" {
