@@ -49,6 +49,9 @@ func (c *command) Data(n uint32, dir controller.Direction) (ready bool, st nvme.
 		return true, nvme.StatusInvalidField | nvme.StatusDNR
 	}
 	err := c.translate(n, dir)
+	if err == nil {
+		return true, nvme.StatusSuccess
+	}
 	if errors.Is(err, dma.ErrFault) && c.lane.behind() && !c.lane.stopping {
 		// The doorbell has overtaken the news of a mapping.
 		c.n, c.dir = n, dir
@@ -95,6 +98,9 @@ func (c *command) translate(n uint32, dir controller.Direction) error {
 	if dir == controller.FromHost {
 		prot = dma.ProtRead
 	}
+	if c.direct(uint64(n), prot) {
+		return nil
+	}
 	ranges, err := c.guestRanges(uint64(n), prot)
 	if err != nil {
 		return err
@@ -114,6 +120,23 @@ func (c *command) translate(n uint32, dir controller.Direction) error {
 	c.lease, c.leased = view.Acquire(), true
 	c.Segments = segs
 	return nil
+}
+
+// direct is translate for data within one page of shared memory, which is most of
+// it. Where it reports false, translate finds out what the matter is.
+func (c *command) direct(n uint64, prot dma.Prot) bool {
+	l, prp1 := c.lane, c.SQE.PRP1
+	if c.SQE.PSDT() != nvme.PSDTPRP || prp1&3 != 0 || n > dma.PageSize-prp1%dma.PageSize || l.port.relayed {
+		return false
+	}
+	p, ok := l.view.Pointer(prp1, n, prot)
+	if !ok {
+		return false
+	}
+	l.moved += int(n)
+	c.Segments = append(c.inline[:0], dma.Segment{Base: p, Len: n})
+	c.lease, c.leased = l.view.Acquire(), true
+	return true
 }
 
 // guestRanges returns where in guest memory the command's n bytes of data are.
@@ -187,7 +210,7 @@ func (c *command) Complete() {
 		if c.sq.ID == 0 {
 			l.commit(c)
 		}
-		c.sq.Complete(c.slot, c.DW0, c.DW1, c.Status)
+		c.sq.cq.complete(c)
 	}
 	if c.abort != nil {
 		c.abort.ended(c)

@@ -21,8 +21,10 @@ const (
 	// piece bytes, going by those before them, which takes a few microseconds.
 	fewest, most = 2, 16
 	piece        = 32 << 10
-	// batch is the most that are fetched while nobody does.
-	batch = 64
+	// batch is the most that are fetched while nobody does, so that the guest is
+	// interrupted once for many. One that polls takes the results of some while
+	// the next are being executed: batchPolled.
+	batch, batchPolled = 64, 16
 	// ringDeadline is how long a ring may stay unmapped while the controller
 	// is enabled. Firmware does it for a moment.
 	ringDeadline = 10 * time.Second
@@ -31,6 +33,7 @@ const (
 // queue is a submission queue of a lane.
 type queue struct {
 	*qpair.SQ
+	cq        *completions
 	stats     *stats.Set
 	executing int    // commands that have no result yet
 	broken    bool   // the guest wrote an impossible doorbell: no more commands
@@ -41,6 +44,9 @@ type queue struct {
 // use it: one poller serves them all.
 type completions struct {
 	*qpair.CQ
+	lane   *lane
+	polled bool // it never interrupts
+	ready  bool // Run is due
 	sqs    []*queue
 	turn   int // of sqs: whose turn it is
 	broken bool
@@ -168,7 +174,7 @@ func (l *lane) adminBusy(q *queue) bool {
 func (l *lane) fetch(q *queue) int {
 	room := l.few
 	if !l.p.Contended() {
-		room = batch
+		room = q.cq.batch()
 	}
 	slots := l.newCommands(q, l.slots[:0:room])
 	if len(slots) == 0 {
@@ -219,6 +225,34 @@ func (l *lane) execute(q *queue, slot uint16) {
 		l.ctrl.Admin(&c.Command)
 	} else {
 		l.worker.Execute(&c.Command)
+	}
+}
+
+// batch returns how many commands are fetched at once while nobody else wants the
+// poller.
+func (cq *completions) batch() int {
+	if cq.polled {
+		return batchPolled
+	}
+	return batch
+}
+
+// complete records the result of a command. A guest that polls sees it soon, with
+// those of the commands that end by then; to others the next turn shows it.
+func (cq *completions) complete(c *command) {
+	c.sq.Complete(c.slot, c.DW0, c.DW1, c.Status)
+	if cq.polled && !cq.ready {
+		cq.ready = true
+		cq.lane.share.Defer(cq)
+	}
+}
+
+// Run implements poller.Runnable: it follows the continuations that have completed
+// commands.
+func (cq *completions) Run() {
+	cq.ready = false
+	if !cq.lane.suspended {
+		cq.lane.publish(cq)
 	}
 }
 

@@ -271,7 +271,9 @@ func (s *queues) stop(publish bool, done func()) {
 
 // addCQ serves the completion queue of a valid page.
 func (l *lane) addCQ(qid uint16) *completions {
-	cq := &completions{CQ: qpair.NewCQ(qid, &l.port.state.Page.CQ[qid], l.view, l.port.bells.Page)}
+	cq := &completions{lane: l, CQ: qpair.NewCQ(qid, &l.port.state.Page.CQ[qid], l.view, l.port.bells.Page)}
+	_, interrupts := cq.Vector()
+	cq.polled = !interrupts
 	l.cqs, l.turn = append(l.cqs, cq), 0
 	l.bindShadow()
 	return cq
@@ -282,7 +284,7 @@ func (l *lane) addCQ(qid uint16) *completions {
 func (l *lane) addSQ(qid uint16) *queue {
 	page := &l.port.state.Page.SQ[qid]
 	cq := l.find(uint16(page.CQID))
-	q := &queue{SQ: qpair.NewSQ(qid, page, cq.CQ, l.view, l.port.bells.Page), stats: stats.NewSet()}
+	q := &queue{SQ: qpair.NewSQ(qid, page, cq.CQ, l.view, l.port.bells.Page), cq: cq, stats: stats.NewSet()}
 	cq.sqs = append(cq.sqs, q)
 	l.bindShadow()
 	return q

@@ -45,7 +45,7 @@ type driver struct {
 }
 
 // newDriver has a machine drive its queue pair at some depth.
-func newDriver(m *machine, op nvme.IOOpcode, size, depth, volume int) *driver {
+func newDriver(m *machine, l load) *driver {
 	m.t.Helper()
 	var e nvme.SQE
 	e.PRP1 = driverCQ
@@ -55,18 +55,18 @@ func newDriver(m *machine, op nvme.IOOpcode, size, depth, volume int) *driver {
 	nvme.CreateSQ{QID: 1, QSIZE: driverEntries - 1, PC: true, CQID: 1}.Put(&e)
 	m.admin(e)
 	d := &driver{
-		m: m, phase: 1, places: uint64(volume / size), rate: uint64(size / 512), end: make(chan struct{}, 1),
+		m: m, phase: 1, places: uint64(l.volume / l.bytes), rate: uint64(l.bytes / 512), end: make(chan struct{}, 1),
 	}
-	for i := range depth {
-		e := nvme.SQE{Opcode: uint8(op), CID: uint16(i), NSID: 1}
+	for i := range l.depth {
+		e := nvme.SQE{Opcode: uint8(l.op), CID: uint16(i), NSID: 1}
 		// A page for the list, then the data.
-		list := driverBuffers + uint64(i)*uint64(size+qpair.PageSize)
+		list := driverBuffers + uint64(i)*uint64(l.bytes+qpair.PageSize)
 		e.PRP1 = list + qpair.PageSize
-		if size == 2*qpair.PageSize {
+		if l.bytes == 2*qpair.PageSize {
 			e.PRP2 = e.PRP1 + qpair.PageSize
-		} else if size > qpair.PageSize {
+		} else if l.bytes > qpair.PageSize {
 			e.PRP2 = list
-			for page := 1; page < size/qpair.PageSize; page++ {
+			for page := 1; page < l.bytes/qpair.PageSize; page++ {
 				binary.LittleEndian.PutUint64(m.mem[list+uint64(page-1)*8:], e.PRP1+uint64(page)*qpair.PageSize)
 			}
 		}
@@ -158,8 +158,17 @@ func threadTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// load is what a driver does.
+type load struct {
+	kind   volume.Kind
+	volume int // bytes
+	op     nvme.IOOpcode
+	bytes  int // of a command
+	depth  int
+}
+
 // speeds calls f for kinds of load.
-func speeds(f func(name string, kind volume.Kind, size string, op nvme.IOOpcode, bytes, depth int)) {
+func speeds(f func(name string, l load)) {
 	for _, l := range []struct {
 		kind  volume.Kind
 		op    nvme.IOOpcode
@@ -174,22 +183,19 @@ func speeds(f func(name string, kind volume.Kind, size string, op nvme.IOOpcode,
 	} {
 		for _, depth := range l.depth {
 			name := fmt.Sprintf("%s/%s/size=%dK/qd=%d", l.kind.Name, l.op, l.bytes>>10, depth)
-			f(name, l.kind, strconv.Itoa(speedVolume), l.op, l.bytes, depth)
+			f(name, load{l.kind, 512 << 20, l.op, l.bytes, depth})
 		}
 	}
 }
-
-// speedVolume is the size of the volumes of benchmarks.
-const speedVolume = 512 << 20
 
 // BenchmarkAlone is what a command costs the poller: the driver runs on the same
 // thread, so that no cache line moves between processors and no other process is
 // in the way. cpu-ns/op is the time of the thread, the driver's part included.
 func BenchmarkAlone(b *testing.B) {
-	speeds(func(name string, kind volume.Kind, size string, op nvme.IOOpcode, bytes, depth int) {
+	speeds(func(name string, l load) {
 		b.Run(name, func(b *testing.B) {
-			d := newSpeed(b, kind, size, op, bytes, depth, poller.Config{CPU: -1, Mode: poller.Busy})
-			b.SetBytes(int64(bytes))
+			d := l.start(b, poller.Config{CPU: -1, Mode: poller.Busy})
+			b.SetBytes(int64(l.bytes))
 			b.ReportAllocs()
 			b.ResetTimer()
 			took := d.runThere(b.N)
@@ -205,9 +211,9 @@ func BenchmarkApart(b *testing.B) {
 	if runtime.NumCPU() < 2 {
 		b.Skip("one processor")
 	}
-	speeds(func(name string, kind volume.Kind, size string, op nvme.IOOpcode, bytes, depth int) {
+	speeds(func(name string, l load) {
 		b.Run(name, func(b *testing.B) {
-			d := newSpeed(b, kind, size, op, bytes, depth, poller.Config{CPU: 0, Mode: poller.Busy})
+			d := l.start(b, poller.Config{CPU: 0, Mode: poller.Busy})
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			var before, set unix.CPUSet
@@ -217,7 +223,7 @@ func BenchmarkApart(b *testing.B) {
 			}
 			_ = unix.SchedSetaffinity(0, &set)
 			defer func() { _ = unix.SchedSetaffinity(0, &before) }()
-			b.SetBytes(int64(bytes))
+			b.SetBytes(int64(l.bytes))
 			b.ReportAllocs()
 			b.ResetTimer()
 			for d.begin(b.N); d.done < b.N; {
@@ -230,27 +236,48 @@ func BenchmarkApart(b *testing.B) {
 	})
 }
 
-// newSpeed makes a driver on a machine of its own, whose volume has been written.
-func newSpeed(b *testing.B, kind volume.Kind, size string, op nvme.IOOpcode, bytes, depth int, cfg poller.Config) *driver {
-	b.Helper()
-	m := newMachineOf(b, driverBuffers+depth*(bytes+qpair.PageSize), newDriveOf(b, kind, size), cfg)
-	m.port.mapped = true
-	d := newDriver(m, op, bytes, depth, speedVolume)
-	if kind.Name != null.Kind.Name {
+// start makes a driver on a machine of its own, whose volume has been written.
+func (l load) start(t testing.TB, cfg poller.Config) *driver {
+	t.Helper()
+	m := newMachineOf(t, driverBuffers+l.depth*(l.bytes+qpair.PageSize), newDriveOf(t, l.kind, strconv.Itoa(l.volume)), cfg)
+	d := newDriver(m, l)
+	if l.kind.Name != null.Kind.Name {
+		d.inTurn = true
 		for i := range d.all {
 			d.all[i].Opcode = uint8(nvme.IOWrite)
 		}
-		d.inTurn = true
-		d.runThere(speedVolume / bytes)
-		d.inTurn = false
+		d.runThere(l.volume / l.bytes)
 		for i := range d.all {
-			d.all[i].Opcode = uint8(op)
+			d.all[i].Opcode = uint8(l.op)
 		}
+		d.inTurn = false
 	}
 	return d
 }
 
-// check fails the benchmark if a command has failed.
+// TestNoAllocations: once there has been as much to do before, a command allocates
+// nothing on its way from the doorbell to its completion.
+func TestNoAllocations(t *testing.T) {
+	for _, l := range []load{
+		{null.Kind, 1 << 20, nvme.IORead, 4 << 10, 32},
+		{mem.Kind, 1 << 20, nvme.IORead, 4 << 10, 32},
+		{mem.Kind, 1 << 20, nvme.IOWrite, 128 << 10, 4},
+	} {
+		d := l.start(t, poller.Config{CPU: -1})
+		const commands = 2000
+		run := func() { d.runThere(commands) }
+		least := testing.AllocsPerRun(1, run)
+		for range 4 { // what the runtime allocates for its own ends comes and goes
+			least = min(least, testing.AllocsPerRun(1, run))
+		}
+		if least > commands/100 {
+			t.Errorf("%s of %s: %v allocations for %d commands", l.op, l.kind.Name, least, commands)
+		}
+		d.check()
+	}
+}
+
+// check fails the test if a command has failed.
 func (d *driver) check() {
 	if d.bad > 0 {
 		d.m.t.Errorf("%d commands have failed", d.bad)
