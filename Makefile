@@ -28,7 +28,7 @@ BUILD     = CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X github.com/leapi
 
 .DEFAULT_GOAL := all
 .NOTPARALLEL:
-.PHONY: all arm64 demo test lint unit race scripts guest guest-all soak fuzz bench microbench install uninstall clean help
+.PHONY: all arm64 demo test lint unit race scripts guest guest-all soak fuzz bench figures microbench install uninstall clean help
 
 all: ## build the commands into bin/
 	@mkdir -p bin
@@ -91,6 +91,11 @@ bench: all ## the data path from outside; with PEER=TREE beside SPDK built there
 	@mkdir -p bench
 	go test -count=1 -timeout 0 -v -run TestBench ./test/bench -args -table -bin $(CURDIR)/bin -runs $(RUNS) -rows '$(ROWS)' -commit $(VERSION) \
 		-keep $(CURDIR)/bench/$(shell date -u +%Y-%m-%d)-$(VERSION).txt $(if $(PEER),-peer $(abspath $(PEER)))
+	$(if $(filter .,$(ROWS)),$(MAKE) figures)
+
+figures: ## what idle drives cost, how pollers are shared, how long guests pause; a part of bench
+	go test -run '^$$' -bench '^Benchmark(Idle|Neighbour|HostNeighbour|Shares)$$' -benchtime 1x ./lib/soc
+	go test -run '^$$' -bench '^BenchmarkPause$$' -benchtime 50x ./lib/command
 
 microbench: ## benchmarks of the packages, COUNT times, for go tool benchstat
 	go test -run '^$$' -bench . -benchmem -count $(COUNT) ./lib/...
