@@ -93,11 +93,17 @@ func (v *View) Pointer(addr, n uint64, prot Prot) (unsafe.Pointer, bool) {
 	return r.at(addr), true
 }
 
+// Reserve returns size bytes of zeroed memory, which the caller unmaps: pages are
+// taken as they are used. Errors are those of mmap(2).
+func Reserve(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+}
+
 // discard returns memory for MaxTransfer bytes of data that nobody wants. All
 // commands of the view store to the same memory, and nobody reads it.
 func (v *View) discard() ([]byte, error) {
 	if v.sink == nil {
-		p, err := unix.Mmap(-1, 0, MaxTransfer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		p, err := Reserve(MaxTransfer)
 		if err != nil {
 			return nil, fmt.Errorf("making memory for bit buckets: %w", err)
 		}

@@ -97,7 +97,7 @@ type pool struct {
 
 // newPool makes a pool of size bytes, a quarter of it small buffers.
 func newPool(p *poller.Poller, size, share int) (*pool, error) {
-	memory, err := reserve(size)
+	memory, err := dma.Reserve(size)
 	if err != nil {
 		return nil, fmt.Errorf("making %d bytes of data buffers: %w", size, err)
 	}
@@ -112,11 +112,6 @@ func newPool(p *poller.Poller, size, share int) (*pool, error) {
 	l.large = cut(largeBuffer, size/4*3/largeBuffer)
 	l.small = cut(smallBuffer, len(memory)/smallBuffer)
 	return l, nil
-}
-
-// reserve returns memory that is taken as it is used.
-func reserve(size int) ([]byte, error) {
-	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 }
 
 // close gives the memory back; no buffer is used.
@@ -171,7 +166,7 @@ func (l *pool) takeFloor(c *command) bool {
 		return false
 	}
 	if a.floor == nil {
-		floor, err := reserve(dma.MaxTransfer)
+		floor, err := dma.Reserve(dma.MaxTransfer)
 		if err != nil {
 			return false // it waits as without
 		}

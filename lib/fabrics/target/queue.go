@@ -164,7 +164,7 @@ func (q *queue) resize(entries int) error {
 		q.capsule = q.t.limits.InCapsule
 		q.conn.In.MaxCapsule = uint32(q.capsule)
 	}
-	memory, err := reserve(entries * (frontSize + q.capsule))
+	memory, err := dma.Reserve(entries * (frontSize + q.capsule))
 	if err != nil {
 		return err
 	}

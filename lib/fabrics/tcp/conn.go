@@ -369,7 +369,7 @@ func (c *Conn) Widen() {
 	if c.wide != nil {
 		return
 	}
-	buf, err := unix.Mmap(-1, 0, bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	buf, err := dma.Reserve(bufferSize)
 	if err != nil {
 		return // it goes on with what it has
 	}

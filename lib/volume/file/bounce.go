@@ -28,10 +28,9 @@ type buffers struct {
 }
 
 func (b *buffers) init() error {
-	const anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
 	var err error
-	if b.all, err = unix.Mmap(-1, 0, bounceCount*bounceSize, unix.PROT_READ|unix.PROT_WRITE, anonymous); err == nil {
-		b.zeroes, err = unix.Mmap(-1, 0, bounceSize, unix.PROT_READ, anonymous)
+	if b.all, err = dma.Reserve(bounceCount * bounceSize); err == nil {
+		b.zeroes, err = unix.Mmap(-1, 0, bounceSize, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	}
 	if err != nil {
 		b.unmap()

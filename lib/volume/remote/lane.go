@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/dma"
 	"github.com/leapio/leapio/lib/fabrics/host"
 	"github.com/leapio/leapio/lib/fabrics/tcp"
 	"github.com/leapio/leapio/lib/nvme"
@@ -68,7 +69,7 @@ func newLane(r *remote, p *poller.Poller) (*lane, error) {
 	l.kick, l.sweep = l.look, l.patrol
 	var err error
 	// Pages are made when an op first uses them, and ops used last are used first.
-	l.memory, err = unix.Mmap(-1, 0, len(l.ops)*host.MaxTransfer, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	l.memory, err = dma.Reserve(len(l.ops) * host.MaxTransfer)
 	if err != nil {
 		return nil, fmt.Errorf("memory for commands: %w", err)
 	}
