@@ -51,6 +51,14 @@ func list(keys []Key) string {
 	return strings.Join(words, " ")
 }
 
+// ParseSwitch reads the value of option name, on or off. Errors are usage faults.
+func ParseSwitch(name, text string) (bool, error) {
+	if text != "on" && text != "off" {
+		return false, usage("option %s=%s: neither on nor off", name, text)
+	}
+	return text == "on", nil
+}
+
 // Size reads size=: bytes, at least 1; 0 where it is not given. Errors are
 // usage faults.
 func (s *Spec) Size() (uint64, error) {

@@ -17,6 +17,7 @@
 package mem
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,12 +61,9 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (volume.Volu
 	if err != nil {
 		return nil, err
 	}
-	var all bool
-	switch text := spec.Options["populate"]; text {
-	case "", "on", "off":
-		all = text == "on"
-	default:
-		return nil, fault.Errorf(fault.Usage, "", "", "option populate=%s: neither on nor off", text)
+	all, err := volume.ParseSwitch("populate", cmp.Or(spec.Options["populate"], "off"))
+	if err != nil {
+		return nil, err
 	}
 	fd, kept, err := memory(env, spec, size)
 	if err != nil {
@@ -86,12 +84,12 @@ func create(ctx context.Context, env volume.Env, spec *volume.Spec) (volume.Volu
 	if err := m.remap(size); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if !kept && all {
-		if err := populate(ctx, m.bytes(), 0); err != nil {
-			return nil, errors.Join(err, m.Close())
-		}
-	}
 	if !kept {
+		if all {
+			if err := populate(ctx, m.bytes(), 0); err != nil {
+				return nil, errors.Join(err, m.Close())
+			}
+		}
 		err = env.Keep(keptName(spec), fd)
 	}
 	if err == nil && !logKept {

@@ -151,11 +151,8 @@ func parse(spec *volume.Spec) (c config, err error) {
 		return c, fault.Errorf(fault.Usage, "", "", "option resubmit=%s: not one of safe, reconnect, never", c.resubmit)
 	}
 	for key, to := range map[string]*bool{"hdr-digest": &c.options.HeaderDigest, "data-digest": &c.options.DataDigest} {
-		switch text := option(spec, key); text {
-		case "on", "off":
-			*to = text == "on"
-		default:
-			return c, fault.Errorf(fault.Usage, "", "", "option %s=%s: neither on nor off", key, text)
+		if *to, err = volume.ParseSwitch(key, option(spec, key)); err != nil {
+			return c, err
 		}
 	}
 	return c, nil
