@@ -60,10 +60,9 @@ type Set struct {
 	more    []*Conn // that have been read from as much as may be at once
 	stirred func()  // see OnStir
 
-	// eager is the connection that alone had something to read, several times in a row; nil: none is so now. Its socket is read without a look
-	// at all of them: one system call in place of two. single is who was alone last, for alone times; looks counts turns.
-	eager, single *Conn
-	alone, looks  int
+	// single is the connection that alone had something to read the last alone times; see eager. looks counts turns.
+	single       *Conn
+	alone, looks int
 
 	events  [eventBatch]unix.EpollEvent
 	iovecs  [maxIovecs]unix.Iovec
@@ -142,12 +141,21 @@ func (s *Set) Poll() int {
 	if s.more = s.more[:0]; s.count == 0 {
 		return 0
 	}
-	if c := s.eager; c != nil {
+	if c := s.eager(); c != nil {
 		if s.looks++; s.looks%lookStep != 0 && !c.in.queued {
 			return s.try(c)
 		}
 	}
 	return s.look()
+}
+
+// eager is the connection that alone had something to read, several times in a row; nil: none is so now. Its socket is read without a look at
+// all of them: one system call in place of two.
+func (s *Set) eager() *Conn {
+	if s.alone > aloneStep {
+		return s.single
+	}
+	return nil
 }
 
 // try reads from the eager connection, if nobody else wants the poller.
@@ -167,7 +175,7 @@ func (s *Set) try(c *Conn) int {
 }
 
 // relax has no connection read without a look.
-func (s *Set) relax() { s.eager, s.single, s.alone = nil, nil, 0 }
+func (s *Set) relax() { s.single, s.alone = nil, 0 }
 
 // look asks for events.
 func (s *Set) look() (n int) {
@@ -199,9 +207,7 @@ func (s *Set) found(c *Conn) {
 		s.relax()
 		s.single = c
 	}
-	if s.alone++; s.alone > aloneStep {
-		s.eager = c
-	}
+	s.alone++
 }
 
 // queue has c read in a turn of its share.
@@ -251,7 +257,7 @@ func (out *output) Run() {
 
 // Arm implements poller.Source.
 func (s *Set) Arm() poller.Wake {
-	if len(s.more) > 0 || s.eager != nil {
+	if len(s.more) > 0 || s.eager() != nil {
 		s.relax() // events of what has been read would wake the poller for nothing
 		return poller.WakeNow
 	}

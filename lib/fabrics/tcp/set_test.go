@@ -60,15 +60,20 @@ func wire(t *testing.T, p *poller.Poller, set *Set) (*peer, int) {
 	return x, fds[1]
 }
 
-// put writes a capsule without data to fd, and waits until x has got it.
-func put(t *testing.T, p *poller.Poller, x *peer, fd int) {
-	t.Helper()
+// capsule returns a capsule without data.
+func capsule() []byte {
 	var c fabrics.CapsuleCmd
 	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
 	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
+	return fabrics.Bytes(&c)
+}
+
+// put writes a capsule to fd, and waits until x has got it.
+func put(t *testing.T, p *poller.Poller, x *peer, fd int) {
+	t.Helper()
 	var before int
 	do(t, p, func() { before = len(x.got) })
-	if _, err := unix.Write(fd, fabrics.Bytes(&c)); err != nil {
+	if _, err := unix.Write(fd, capsule()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, p, "a capsule", func() bool { return len(x.got) > before })
@@ -84,8 +89,8 @@ func TestEager(t *testing.T) {
 	hasty := func(c *Conn) {
 		t.Helper()
 		do(t, p, func() {
-			if set.eager != c {
-				t.Errorf("eager: %p, want %p", set.eager, c)
+			if set.eager() != c {
+				t.Errorf("eager: %p, want %p", set.eager(), c)
 			}
 		})
 	}
@@ -122,7 +127,7 @@ func TestEagerSleeps(t *testing.T) {
 		put(t, p, one, fd)
 	}
 	do(t, p, func() {
-		if set.eager != one.conn || set.Arm() != poller.WakeNow || set.eager != nil || set.Arm() != poller.WakeEvent {
+		if set.eager() != one.conn || set.Arm() != poller.WakeNow || set.eager() != nil || set.Arm() != poller.WakeEvent {
 			t.Error("the poller may sleep with events that nobody has looked at")
 		}
 	})
@@ -171,10 +176,7 @@ func TestFront(t *testing.T) {
 func TestWiden(t *testing.T) {
 	p, set := busySet(t)
 	x, fd := wire(t, p, set)
-	var c fabrics.CapsuleCmd
-	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
-	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
-	whole := fabrics.Bytes(&c)
+	whole := capsule()
 	if _, err := unix.Write(fd, whole[:50]); err != nil {
 		t.Fatal(err)
 	}
@@ -203,13 +205,10 @@ func TestWiden(t *testing.T) {
 func TestLastWords(t *testing.T) {
 	p, set := busySet(t)
 	x, fd := wire(t, p, set)
-	var c fabrics.CapsuleCmd
-	in := fabrics.Framing{From: fabrics.FromHost, Align: 4}
-	in.Make(&c.CommonHeader, fabrics.TypeCapsuleCmd, 0, 0)
 	var err error
 	do(t, p, func() {
 		x.conn.vain = vainLooks
-		_, err = unix.Write(fd, fabrics.Bytes(&c))
+		_, err = unix.Write(fd, capsule())
 		unix.Close(fd)
 	})
 	if err != nil {
