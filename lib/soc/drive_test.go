@@ -92,13 +92,14 @@ func (r *rig) start() {
 // startWpt starts leap-wpt and waits until it serves.
 func (r *rig) startWpt() {
 	r.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
 	if r.child {
-		r.wpt = &daemon{cancel: cancel, done: make(chan error, 1)}
-		r.startChild(ctx, "leap-wpt", r.wpt)
-		r.eventually("leap-wpt answers", func() bool { return r.paths.Wpt().Get(ctx, "/v1/ports", new(api.List[api.Port])) == nil })
+		r.wpt = r.startChild("leap-wpt")
+		r.eventually("leap-wpt answers", func() bool {
+			return r.paths.Wpt().Get(context.Background(), "/v1/ports", new(api.List[api.Port])) == nil
+		})
 		return
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
 	r.wpt = &daemon{cancel: cancel, done: make(chan error, 1)}
 	go func() {
@@ -122,11 +123,12 @@ func (r *rig) stopWpt() {
 // startSoc starts leap-soc and waits until it serves.
 func (r *rig) startSoc() {
 	r.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{cancel: cancel, done: make(chan error, 1)}
+	var d *daemon
 	if r.child {
-		r.startChild(ctx, "leap-soc", d)
+		d = r.startChild("leap-soc")
 	} else {
+		ctx, cancel := context.WithCancel(context.Background())
+		d = &daemon{cancel: cancel, done: make(chan error, 1)}
 		go func() {
 			d.done <- soc.Run(ctx, soc.Config{Paths: r.paths, Log: r.log, Poll: r.poll, CPUs: slices.Repeat([]int{-1}, r.pollers)})
 		}()

@@ -18,13 +18,9 @@ import (
 func listening(t *testing.T, l api.Listener, nqn, host string, notice uint32, n int) *fabricstest.Queue {
 	t.Helper()
 	addr := netip.MustParseAddrPort(strings.TrimPrefix(l.URL, "tcp://"))
-	q := fabricstest.Initialize(t, addr, fabricstest.Options{})
-	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: 30000}, fabricstest.ConnectData(host, nqn, fabrics.CNTLIDDynamic))
-	if st := cqe.StatusField(); st != 0 {
-		t.Fatal(fabrics.StatusText(st))
-	}
-	q.Configure(fabricstest.Enabled)
-	q.WaitStatus(nvme.CSTS.RDY)
+	cmd := fabrics.ConnectCommand{SQSIZE: 31, KATO: 30000}
+	q := fabricstest.Join(t, addr, fabricstest.Options{}, cmd, fabricstest.ConnectData(host, nqn, fabrics.CNTLIDDynamic))
+	q.Enable()
 	var set fabricstest.Request
 	nvme.SetFeatures{FID: nvme.FeatAsyncEventConfig, Value: notice}.Put(&set.SQE)
 	if st := q.Do(&set); st != 0 {

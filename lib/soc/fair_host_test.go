@@ -43,18 +43,10 @@ func (r *rig) newCaller(name string, d demand) *caller {
 	l := call[api.Listener](r, r.client(), "POST", "/v1/listeners", api.ListenerSpec{URL: "tcp://127.0.0.1:0", Targets: []string{s.Name}})
 	address := netip.MustParseAddrPort(strings.TrimPrefix(l.URL, "tcp://"))
 	connect := func(cmd fabrics.ConnectCommand, cntlid uint16) *fabricstest.Queue {
-		q := fabricstest.Initialize(r.t, address, fabricstest.Options{})
-		cqe := q.Connect(cmd, fabricstest.ConnectData(hostOne, s.NQN, cntlid))
-		if st := cqe.StatusField(); st != nvme.StatusSuccess {
-			r.t.Fatalf("connecting queue %d: %s", cmd.QID, fabrics.StatusText(st))
-		}
-		return q
+		return fabricstest.Join(r.t, address, fabricstest.Options{}, cmd, fabricstest.ConnectData(hostOne, s.NQN, cntlid))
 	}
 	admin := connect(fabrics.ConnectCommand{SQSIZE: 31}, fabrics.CNTLIDDynamic)
-	if st := admin.Configure(fabricstest.Enabled); st != nvme.StatusSuccess {
-		r.t.Fatal("enabling: ", st)
-	}
-	admin.WaitStatus(nvme.CSTS.RDY)
+	admin.Enable()
 	q := connect(fabrics.ConnectCommand{QID: 1, SQSIZE: 127, CATTR: fabrics.CATTRNoFlowControl}, admin.CNTLID)
 	c := &caller{sent: make([]time.Time, d.depth)}
 	var h fabrics.CommonHeader

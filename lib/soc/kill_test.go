@@ -81,8 +81,8 @@ func runChild() error {
 	return soc.Run(ctx, config)
 }
 
-// startChild starts a daemon as a process of its own, which ends with ctx.
-func (r *rig) startChild(ctx context.Context, name string, d *daemon) {
+// startChild starts a daemon as a process of its own, and does not wait for it.
+func (r *rig) startChild(name string) *daemon {
 	r.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -94,7 +94,8 @@ func (r *rig) startChild(ctx context.Context, name string, d *daemon) {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	d.pid = cmd.Process.Pid
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &daemon{cancel: cancel, done: make(chan error, 1), pid: cmd.Process.Pid}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	killed := false
 	d.kill = func() {
@@ -110,6 +111,7 @@ func (r *rig) startChild(ctx context.Context, name string, d *daemon) {
 		}
 		d.done <- err
 	}()
+	return d
 }
 
 // killSoc ends leap-soc by SIGKILL.

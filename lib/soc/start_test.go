@@ -4,7 +4,6 @@
 package soc_test
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -45,14 +44,11 @@ func BenchmarkStart(b *testing.B) {
 // startBoth starts both daemons as processes and does not wait for them.
 func (r *rig) startBoth(order []string) {
 	for _, name := range order {
-		ctx, cancel := context.WithCancel(context.Background())
-		d := &daemon{cancel: cancel, done: make(chan error, 1)}
-		if name == "leap-wpt" {
+		if d := r.startChild(name); name == "leap-wpt" {
 			r.wpt = d
 		} else {
 			r.soc = d
 		}
-		r.startChild(ctx, name, d)
 	}
 }
 

@@ -34,20 +34,26 @@ type drive struct {
 	rung bool // nothing was pushed since
 }
 
+// enable enables the controller of a port, for one queue pair.
+func enable(c *vfiousertest.Client) (*vfiousertest.NVMe, error) {
+	n, err := vfiousertest.NewNVMe(c)
+	if err == nil {
+		err = n.Enable(32)
+	}
+	if err == nil {
+		_, err = n.SetQueues(1)
+	}
+	return n, err
+}
+
 // openDrive connects to a port and makes a queue pair for a job.
 func openDrive(c *clock, dir string, mem *vfiousertest.Memory, job *bench.Job) (*drive, error) {
 	conn, err := vfiousertest.Dial(filepath.Join(dir, "cntrl"), mem, vfiousertest.Options{Timeout: patience})
 	if err != nil {
 		return nil, err
 	}
-	n, err := vfiousertest.NewNVMe(conn)
+	n, err := enable(conn)
 	if err != nil {
-		return nil, err
-	}
-	if err := n.Enable(32); err != nil {
-		return nil, err
-	}
-	if _, err := n.SetQueues(1); err != nil {
 		return nil, err
 	}
 	raw, err := n.Identify(nvme.CNSNamespace, 1)

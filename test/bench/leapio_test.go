@@ -294,14 +294,8 @@ func firstCompletion(dir string) error {
 		}
 	}
 	defer c.Close()
-	n, err := vfiousertest.NewNVMe(c)
+	n, err := enable(c)
 	if err != nil {
-		return err
-	}
-	if err := n.Enable(32); err != nil {
-		return err
-	}
-	if _, err := n.SetQueues(1); err != nil {
 		return err
 	}
 	p, err := n.CreatePair(1, 32, vfiousertest.Polled)

@@ -349,6 +349,26 @@ func (q *Queue) Connect(cmd fabrics.ConnectCommand, d *fabrics.ConnectData) nvme
 	return r.CQE
 }
 
+// Join connects, and makes the connection the queue of cmd. Any status but success ends the test.
+func Join(t testing.TB, addr netip.AddrPort, o Options, cmd fabrics.ConnectCommand, d *fabrics.ConnectData) *Queue {
+	t.Helper()
+	q := Initialize(t, addr, o)
+	cqe := q.Connect(cmd, d)
+	if st := cqe.StatusField(); st != nvme.StatusSuccess {
+		t.Fatalf("Connect of queue %d: %s, %v", cmd.QID, fabrics.StatusText(st), fabrics.InvalidParameter(cqe.DW0))
+	}
+	return q
+}
+
+// Enable enables the controller and waits until it is ready.
+func (q *Queue) Enable() {
+	q.t.Helper()
+	if st := q.Configure(Enabled); st != nvme.StatusSuccess {
+		q.t.Fatalf("CC: %v", st)
+	}
+	q.WaitStatus(nvme.CSTS.RDY)
+}
+
 // Property gets a property.
 func (q *Queue) Property(offset uint32, wide bool) (uint64, nvme.Status) {
 	q.t.Helper()

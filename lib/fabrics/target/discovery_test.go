@@ -21,15 +21,9 @@ func (f *fixture) discover(t testing.TB, kato uint32) *fabricstest.Queue {
 // discoverBy is discover by a name of the discovery subsystem.
 func (f *fixture) discoverBy(t testing.TB, nqn string, kato uint32) *fabricstest.Queue {
 	t.Helper()
-	q := fabricstest.Initialize(t, f.addr, fabricstest.Options{})
-	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(otherNQN, nqn, fabrics.CNTLIDDynamic))
-	if cqe.StatusField() != 0 {
-		t.Fatal(fabrics.StatusText(cqe.StatusField()))
-	}
-	if st := q.Configure(fabricstest.Enabled); st != 0 {
-		t.Fatal(st)
-	}
-	q.WaitStatus(nvme.CSTS.RDY)
+	cmd := fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}
+	q := fabricstest.Join(t, f.addr, fabricstest.Options{}, cmd, fabricstest.ConnectData(otherNQN, nqn, fabrics.CNTLIDDynamic))
+	q.Enable()
 	return q
 }
 

@@ -234,35 +234,24 @@ func (q *holderQueue) Close() {
 // admin connects an admin queue to the test's subsystem.
 func (f *fixture) admin(t testing.TB, o fabricstest.Options, kato uint32) *fabricstest.Queue {
 	t.Helper()
-	q := fabricstest.Initialize(t, f.addr, o)
-	cqe := q.Connect(fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(hostNQN, testNQN, fabrics.CNTLIDDynamic))
-	if cqe.StatusField() != 0 {
-		t.Fatalf("Connect: %s, %v", fabrics.StatusText(cqe.StatusField()), fabrics.InvalidParameter(cqe.DW0))
-	}
-	return q
+	return fabricstest.Join(t, f.addr, o, fabrics.ConnectCommand{SQSIZE: 31, KATO: kato}, fabricstest.ConnectData(hostNQN, testNQN, fabrics.CNTLIDDynamic))
 }
 
 // enabled connects an admin queue and enables the controller.
 func (f *fixture) enabled(t testing.TB, o fabricstest.Options) *fabricstest.Queue {
 	t.Helper()
 	q := f.admin(t, o, 0)
-	if st := q.Configure(fabricstest.Enabled); st != 0 {
-		t.Fatalf("CC: %v", st)
-	}
-	q.WaitStatus(nvme.CSTS.RDY)
+	q.Enable()
 	return q
 }
 
 // io connects I/O queue qid.
 func (f *fixture) io(t testing.TB, admin *fabricstest.Queue, o fabricstest.Options, qid uint16, cattr uint8) *fabricstest.Queue {
 	t.Helper()
-	q := fabricstest.Initialize(t, f.addr, o)
-	cqe := q.Connect(fabrics.ConnectCommand{QID: qid, SQSIZE: 127, CATTR: cattr}, fabricstest.ConnectData(hostNQN, testNQN, admin.CNTLID))
-	if cqe.StatusField() != 0 {
-		t.Fatalf("Connect of queue %d: %s, %v", qid, fabrics.StatusText(cqe.StatusField()), fabrics.InvalidParameter(cqe.DW0))
-	}
-	if got := fabrics.ConnectResult(cqe.DW0).CNTLID(); got != admin.CNTLID {
-		t.Fatalf("queue %d: CNTLID %d, want %d", qid, got, admin.CNTLID)
+	cmd := fabrics.ConnectCommand{QID: qid, SQSIZE: 127, CATTR: cattr}
+	q := fabricstest.Join(t, f.addr, o, cmd, fabricstest.ConnectData(hostNQN, testNQN, admin.CNTLID))
+	if q.CNTLID != admin.CNTLID {
+		t.Fatalf("queue %d: CNTLID %d, want %d", qid, q.CNTLID, admin.CNTLID)
 	}
 	return q
 }

@@ -188,14 +188,13 @@ func (m *machine) admin(e nvme.SQE) {
 	}
 }
 
-// createQueues makes queue pair 1.
-func (m *machine) createQueues() {
+// createQueues makes queue pair 1, at these addresses and of so many entries.
+func (m *machine) createQueues(sq, cq uint64, entries uint16) {
 	m.t.Helper()
-	var e nvme.SQE
-	e.PRP1 = ioCQ
+	e := nvme.SQE{PRP1: cq}
 	nvme.CreateCQ{QID: 1, QSIZE: entries - 1, PC: true}.Put(&e)
 	m.admin(e)
-	e = nvme.SQE{PRP1: ioSQ}
+	e = nvme.SQE{PRP1: sq}
 	nvme.CreateSQ{QID: 1, QSIZE: entries - 1, PC: true, CQID: 1}.Put(&e)
 	m.admin(e)
 }
@@ -263,7 +262,7 @@ func TestINTx(t *testing.T) {
 // the link has ended, and Delete I/O Submission Queue waits for the command.
 func TestGiveUpParked(t *testing.T) {
 	m := newMachine(t)
-	m.createQueues()
+	m.createQueues(ioSQ, ioCQ, entries)
 	atomic.StoreUint64(&m.regs.MapGen, 2)
 	read := nvme.SQE{Opcode: uint8(nvme.IORead), NSID: 1, PRP1: 16 << 20}
 	m.put(ioSQ, 1, 0, read)

@@ -47,13 +47,7 @@ type driver struct {
 // newDriver has a machine drive its queue pair at some depth.
 func newDriver(m *machine, l load) *driver {
 	m.t.Helper()
-	var e nvme.SQE
-	e.PRP1 = driverCQ
-	nvme.CreateCQ{QID: 1, QSIZE: driverEntries - 1, PC: true}.Put(&e)
-	m.admin(e)
-	e = nvme.SQE{PRP1: driverSQ}
-	nvme.CreateSQ{QID: 1, QSIZE: driverEntries - 1, PC: true, CQID: 1}.Put(&e)
-	m.admin(e)
+	m.createQueues(driverSQ, driverCQ, driverEntries)
 	d := &driver{
 		m: m, phase: 1, places: uint64(l.volume / l.bytes), rate: uint64(l.bytes / 512), end: make(chan struct{}, 1),
 	}
