@@ -7,10 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/leapio/leapio/lib/fault"
+	"github.com/leapio/leapio/lib/units"
 )
 
 // hugePage is a large page of this and most processors, in bytes.
@@ -21,6 +25,13 @@ const hugePage = 2 << 20
 // tables with each access to another, a third of the time to copy it. What is in
 // the memory stays. Others may use it meanwhile.
 func populate(ctx context.Context, data []byte, from uint64) error {
+	// The kernel would kill processes to find what there is not.
+	need := units.Size(uint64(len(data)) - from)
+	if free, err := available(); err != nil {
+		return err
+	} else if need > free {
+		return fault.Errorf(fault.Failure, "", "", "populate=on needs %s of memory, and %s are available", need.Human(), free.Human())
+	}
 	for len(data[from:]) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -41,6 +52,22 @@ func populate(ctx context.Context, data []byte, from uint64) error {
 		from += uint64(len(part))
 	}
 	return nil
+}
+
+// available is how much memory can be taken without others having to give up
+// theirs, as the kernel estimates it (proc_meminfo(5)).
+func available() (units.Size, error) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if text, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(text), " kB"), 10, 64)
+			return units.Size(kib) * units.KiB, err
+		}
+	}
+	return 0, errors.New("/proc/meminfo does not say how much memory is available")
 }
 
 func advise(data []byte, advice int) error {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapio/leapio/lib/fault"
 	"github.com/leapio/leapio/lib/volume"
 	"github.com/leapio/leapio/lib/volume/volumetest"
 )
@@ -130,6 +131,33 @@ func TestPopulateEnds(t *testing.T) {
 	}
 	if env.Kept() != 0 {
 		t.Error("memory is left")
+	}
+}
+
+// TestPopulateTooMuch: more memory than there is does not cost anybody his process,
+// neither at creation nor in a volume that grows.
+func TestPopulateTooMuch(t *testing.T) {
+	const tooMuch = 16 << 40
+	env := volumetest.NewEnv(t, t.TempDir())
+	s := spec(tooMuch, 512)
+	s.Options["populate"] = "on"
+	if _, err := Kind.Make(t.Context(), env, s); fault.KindOf(err) != fault.Failure || !strings.Contains(err.Error(), "16 TiB") {
+		t.Errorf("made: %v", err)
+	}
+	if env.Kept() != 0 {
+		t.Error("memory is left")
+	}
+	s = spec(4<<20, 512)
+	s.Options["populate"] = "on"
+	m := open(t, env, s)
+	if err := m.Extend(tooMuch); fault.KindOf(err) != fault.Failure {
+		t.Errorf("grown: %v", err)
+	}
+	if n := m.blocks(t); n > 16<<20 {
+		t.Errorf("%d bytes are taken", n)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
